@@ -1,0 +1,52 @@
+"""`ropewalk list`: the names that other commands and the library take, one line each."""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated
+
+import typer
+
+TASKS = {"needle": "find keys hidden at set depths of a long text, and name them"}
+
+
+def list_names(
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON: {group: {name: summary}}.")] = False,
+) -> None:
+    """List the encodings, length rules, head scores and tasks."""
+    groups = summaries()
+    if as_json:
+        print(json.dumps(groups, indent=2))
+    else:
+        _print_tables(groups)
+
+
+def summaries() -> dict[str, dict[str, str]]:
+    """One line on every encoding, rule, score and task from the registries: {group: {name: summary}}."""
+    from ropewalk.analysis.scores import SCORES
+    from ropewalk.encodings.base import encodings
+    from ropewalk.frequencies import rules
+
+    return {
+        "encodings": {name: kind.summary for name, kind in sorted(encodings().items())},
+        "rules": {name: rule.summary for name, rule in sorted(rules().items())},
+        "scores": {name: score.summary for name, score in sorted(SCORES.items())},
+        "tasks": dict(TASKS),
+    }
+
+
+def _print_tables(groups: dict[str, dict[str, str]]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    # One width for all first columns, so that the four tables read as one.
+    width = max((len(name) for entries in groups.values() for name in entries), default=0)
+    console = Console()
+    for group, entries in groups.items():
+        table = Table(title=group, title_justify="left", title_style="bold", box=None, show_header=False)
+        table.add_column(min_width=width, no_wrap=True)
+        table.add_column()
+        for name, summary in entries.items():
+            table.add_row(Text(name), Text(summary))
+        console.print(table)

@@ -1,0 +1,126 @@
+"""What an encoding is: a small frozen config that builds a module, and the registry that finds it by name."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Hashable
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from ropewalk.encodings.positions import Positions, of_queries_and_keys
+from ropewalk.errors import ArgumentError, unknown_name
+
+Tables = tuple[Tensor, Tensor]
+
+_REGISTRY: dict[str, type[Encoding]] = {}
+
+
+@dataclasses.dataclass(frozen=True)
+class Encoding:
+    """A positional encoding as a value: equal configs mean equal encodings.
+
+    A subclass is a frozen dataclass that sets `kind` and `summary` and overrides `module`. Rotary kinds are called as
+    `encoding(q, k, positions)`; `module()` builds the same thing once, for repeated use.
+    """
+
+    kind: ClassVar[str] = ""
+    summary: ClassVar[str] = ""
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if cls.__dict__.get("kind"):
+            _REGISTRY[cls.kind] = cls
+
+    def at(self, layer: int) -> Encoding:
+        """The encoding of one layer; itself unless the encoding differs from layer to layer."""
+        return self
+
+    def module(self) -> torch.nn.Module:
+        """A module called as `module(q, k, positions) -> (q2, k2)`.
+
+        Shapes: q (B, H, N, d), k (B, G, M, d), positions (N,) or (B, N) or a pair (of queries, of keys), integers.
+        """
+        raise NotImplementedError
+
+    def __call__(self, q: Tensor, k: Tensor, positions: Any) -> tuple[Tensor, Tensor]:
+        """Encode queries (B, H, N, d) and keys (B, G, M, d) at integer positions; see `module`."""
+        encoded: tuple[Tensor, Tensor] = self.module()(q, k, positions)
+        return encoded
+
+    def to_dict(self) -> dict[str, Any]:
+        """A JSON-ready dict with the key `kind`; `from_dict` reads it back."""
+        return {"kind": self.kind} | {
+            f.name: _plain(getattr(self, f.name)) for f in dataclasses.fields(self)
+        }
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> Encoding:
+        """The encoding that `to_dict` wrote; an unknown kind or key is refused by name."""
+        kind = data.get("kind", "")
+        if kind not in _REGISTRY:
+            raise unknown_name("kind", kind, _REGISTRY)
+        target = _REGISTRY[kind]
+        return target._from_fields({k: v for k, v in data.items() if k != "kind"})
+
+    @classmethod
+    def _from_fields(cls, fields: dict[str, Any]) -> Encoding:
+        """Build from plain fields; subclasses with nested values override and call back."""
+        known = {f.name for f in dataclasses.fields(cls)}
+        for name in fields:
+            if name not in known:
+                raise ArgumentError(name, fields[name], f"{cls.kind} has no such field; it has {', '.join(sorted(known))}")
+        return cls(**fields)
+
+
+class RotaryModule(torch.nn.Module):
+    """The module of a rotary kind, in two steps so that layers with the same schedule can share their tables.
+
+    `tables` depends on positions alone and may be made once for many layers whose `table_key` is equal; `encode`
+    applies them. `forward` does both and checks its arguments.
+    """
+
+    head_dim: int
+
+    @property
+    def table_key(self) -> Hashable:
+        """Equal keys mean equal tables."""
+        raise NotImplementedError
+
+    def tables(self, positions: Tensor, dtype: torch.dtype) -> Tables:
+        """(cos, sin), each (..., N, r) of `dtype`, for integer positions (N,) or (B, N)."""
+        raise NotImplementedError
+
+    def encode(
+        self, q: Tensor, k: Tensor, positions: tuple[Tensor, Tensor], tables: tuple[Tables, Tables]
+    ) -> tuple[Tensor, Tensor]:
+        """q (B, H, N, d) and k (B, G, M, d) encoded; pairs are (of queries, of keys). Nothing is checked."""
+        raise NotImplementedError
+
+    def own_keys(self, num_heads: int, num_kv_heads: int) -> tuple[tuple[int, int], ...]:
+        """Pairs (query head, index) of heads that read a key of their own, which `encode` puts after the G keys."""
+        return ()
+
+    def forward(self, q: Tensor, k: Tensor, positions: Positions) -> tuple[Tensor, Tensor]:
+        """q (B, H, N, head_dim) and k (B, G, M, head_dim) encoded at their positions; dtypes are kept.
+
+        `positions` are integers, (N,) or (B, N), or a pair (of queries, of keys). Raises ArgumentError for
+        shapes that don't agree, and for positions that aren't integers or, on the CPU, negative.
+        """
+        for argument, x in (("q", q), ("k", k)):
+            if x.dim() != 4 or x.shape[-1] != self.head_dim:
+                remedy = f"give (batch, heads, tokens, head_dim={self.head_dim})"
+                raise ArgumentError(f"{argument}.shape", tuple(x.shape), remedy)
+        of_queries, of_keys = (p if p.dim() == 2 else p[None] for p in of_queries_and_keys(positions, q, k))
+        tables = self.tables(of_queries, q.dtype), self.tables(of_keys, k.dtype)
+        return self.encode(q, k, (of_queries, of_keys), tables)
+
+
+def encodings() -> dict[str, type[Encoding]]:
+    """The registry: every encoding's class by its name."""
+    return dict(_REGISTRY)
+
+
+def _plain(value: Any) -> Any:
+    return value.to_dict() if hasattr(value, "to_dict") else value

