@@ -18,7 +18,7 @@ settings.load_profile("ci" if os.environ.get("CI") else "local")
 
 @pytest.fixture(autouse=True)
 def _same_start_for_every_test(request: pytest.FixtureRequest) -> None:
-    """Seed torch; one thread for small tensors, where more only wait for each other, all cores for slow tests."""
+    """Seed torch; one thread for small tensors, where more only wait, all cores for slow tests."""
     torch.manual_seed(0)
     slow = request.node.get_closest_marker("slow") is not None
     torch.set_num_threads((os.cpu_count() or 1) if slow else 1)
@@ -26,7 +26,7 @@ def _same_start_for_every_test(request: pytest.FixtureRequest) -> None:
 
 @pytest.fixture
 def tiny_llama() -> LlamaForCausalLM:
-    """A random Llama of 4 layers, 6 query and 2 key/value heads of 16 channels, trained length 128, float32."""
+    """A random Llama of 4 layers, 6 query and 2 key/value heads of 16 channels, 128 positions, float32."""
     config = LlamaConfig(
         vocab_size=256,
         hidden_size=96,

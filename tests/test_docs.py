@@ -1,6 +1,6 @@
-"""The documentation runs: every python block, and every `ropewalk` command and option in a bash block exists.
+"""The documentation is right: its python blocks run, the commands and options of its bash blocks exist.
 
-The blocks of one file share a namespace and a fresh folder. An HTML comment just before a python block can say
+The blocks of one file share a namespace and a fresh folder. An HTML comment just before a python block says
 `<!-- not run: reason -->` or `<!-- slow -->` (left to `make test-slow`).
 """
 
@@ -29,7 +29,7 @@ _BLOCK = re.compile(
 
 @dataclass(frozen=True)
 class Block:
-    """A fenced block: its language, its code (indent removed), the line its code starts on, the comment before it."""
+    """A fenced block: language, code (indent removed), the line the code starts on, the comment before it."""
 
     language: str
     code: str
@@ -66,7 +66,7 @@ def commands(text: str) -> list[list[str]]:
 
 
 def run(page: Path, chosen: list[Block]) -> dict[str, Any]:
-    """Run the blocks in order in one namespace, so that a traceback names the page and its line; return it."""
+    """Run the blocks in order in one namespace and return it; a traceback names the page and its line."""
     namespace: dict[str, Any] = {"__name__": "__main__"}
     for block in chosen:
         padded = "\n" * (block.line - 1) + block.code

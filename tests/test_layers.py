@@ -43,7 +43,7 @@ def rank(name: str) -> int | None:
 
 
 def imported(tree: ast.AST, package: list[str]) -> Iterator[tuple[int, str]]:
-    """(line, name under ropewalk) of every import of ropewalk, also inside functions; "__init__" for the face.
+    """(line, name under ropewalk) of every import of ropewalk, also in functions; "__init__" for the face.
 
     `package` is the dotted path of the package that the file is in, from which relative imports start.
     """
@@ -64,7 +64,7 @@ def imported(tree: ast.AST, package: list[str]) -> Iterator[tuple[int, str]]:
 
 
 def import_violations(root: Path) -> list[str]:
-    """Every import under `root` (the folder ropewalk) that goes to a later layer or to a module without a layer."""
+    """Every import under `root` (the folder ropewalk) of a later layer or of a module without a layer."""
     found = []
     for file in sorted(root.rglob("*.py")):
         parts = file.relative_to(root).with_suffix("").parts

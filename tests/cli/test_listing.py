@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 import pytest
 
@@ -28,13 +29,13 @@ def test_json_holds_the_same(capsys: pytest.CaptureFixture[str]) -> None:
     assert json.loads(capsys.readouterr().out) == listing.summaries()
 
 
-def test_the_tables_show_every_name(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_tables_show_every_entry_on_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["list"]) == 0
     out = capsys.readouterr().out
     for group, entries in listing.summaries().items():
-        assert group in out
-        for name in entries:
-            assert name in out
+        assert f"\n{group}" in f"\n{out}"
+        for name, summary in entries.items():
+            assert re.search(rf"^ *{re.escape(name)} +{re.escape(summary)} *$", out, re.MULTILINE), name
 
 
 def test_brackets_in_a_summary_are_printed_as_they_are(

@@ -1,4 +1,4 @@
-"""Scores of a head in float64, from the formulas and the N x d matrix X itself, never from its Gram matrix."""
+"""Scores of a head in float64, from the formulas and the N x d matrix X, never from its Gram matrix."""
 
 from __future__ import annotations
 

@@ -21,8 +21,8 @@ import typer.main
 
 from ropewalk.errors import RopewalkError, unknown_name
 
-# Every command, as module:function. A module is imported when its command is run, and all are for `--help`, so
-# its top imports nothing heavy: torch and transformers belong inside the function.
+# Every command, as module:function. `--help` imports all these modules, so their top imports nothing heavy:
+# torch and transformers belong inside the function.
 COMMANDS = {
     "list": "ropewalk.cli.listing:list_names",
 }
@@ -105,7 +105,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except typer.Exit as finished:
         return finished.exit_code
     except BrokenPipeError:
-        # The reader went away (`ropewalk list | head`); the interpreter's flush at exit mustn't complain either.
+        # The reader went away (`ropewalk list | head`); Python's flush at exit mustn't complain either.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return FAULT
     except KeyboardInterrupt:
@@ -123,7 +123,7 @@ def _run(arguments: list[str], settings: Settings) -> None:
 
 
 def _report(line: str, code: int, settings: Settings) -> int:
-    """Print the line on stderr, after the traceback of the error being handled if --debug; return the code."""
+    """Print the line on stderr, with --debug after the traceback of the error at hand; return the code."""
     if settings.debug:
         traceback.print_exc()
     print(line, file=sys.stderr)

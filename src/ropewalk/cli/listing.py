@@ -40,9 +40,12 @@ def _print_tables(groups: dict[str, dict[str, str]]) -> None:
     from rich.table import Table
     from rich.text import Text
 
+    rows = [row for entries in groups.values() for row in entries.items()]
     # One width for all first columns, so that the four tables read as one.
-    width = max((len(name) for entries in groups.values() for name in entries), default=0)
+    width = max((len(name) for name, _ in rows), default=0)
     console = Console()
+    if not console.is_terminal:  # into a pipe or a file each entry stays on one line, whatever its length
+        console.width = width + max((len(summary) for _, summary in rows), default=0) + 8
     for group, entries in groups.items():
         table = Table(title=group, title_justify="left", title_style="bold", box=None, show_header=False)
         table.add_column(min_width=width, no_wrap=True)

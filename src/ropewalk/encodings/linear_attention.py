@@ -44,8 +44,10 @@ def rotary_linear_attention(
     Raises ArgumentError for shapes that don't agree, and for more queries than keys with `causal`.
     """
     check_length("block_size", block_size)
-    _check_shapes(q, k, v, causal)
     module = rope.module() if isinstance(rope, RoPE) else rope
+    _check_shapes(q, k, v, module.head_dim)
+    if causal and q.shape[-2] > k.shape[-2]:
+        raise ArgumentError("causal", causal, f"{q.shape[-2]} queries can't follow {k.shape[-2]} keys")
     of_queries, of_keys = of_queries_and_keys(positions, q, k)
     dtype = torch.promote_types(v.dtype, torch.float32)
     plain_q, plain_k = feature_map(q.to(dtype)), feature_map(k.to(dtype))
@@ -82,7 +84,7 @@ def _causal_sums(q: Tensor, k: Tensor, v: Tensor, block_size: int) -> Tensor:
     return torch.cat(sums, dim=-2)
 
 
-def _check_shapes(q: Tensor, k: Tensor, v: Tensor, causal: bool) -> None:
+def _check_shapes(q: Tensor, k: Tensor, v: Tensor, head_dim: int) -> None:
     for argument, x in (("q", q), ("k", k), ("v", v)):
         if x.dim() != 4 or x.shape[-2] == 0:
             remedy = "give (batch, heads, tokens, channels) with at least one token"
@@ -90,7 +92,7 @@ def _check_shapes(q: Tensor, k: Tensor, v: Tensor, causal: bool) -> None:
     if q.shape[0] != k.shape[0] or q.shape[-1] != k.shape[-1] or q.shape[1] % k.shape[1]:
         remedy = f"q is {tuple(q.shape)}: match its batch and head size, and divide its heads"
         raise ArgumentError("k.shape", tuple(k.shape), remedy)
+    if q.shape[-1] != head_dim:
+        raise ArgumentError("q.shape", tuple(q.shape), f"the encoding has head_dim={head_dim}")
     if v.shape[:3] != k.shape[:3]:
         raise ArgumentError("v.shape", tuple(v.shape), f"match the first three of k, {tuple(k.shape)}")
-    if causal and q.shape[-2] > k.shape[-2]:
-        raise ArgumentError("causal", causal, f"{q.shape[-2]} queries can't follow {k.shape[-2]} keys")

@@ -11,12 +11,14 @@ _TERMS = 10_000
 
 
 def t_cdf(t: float, df: float) -> float:
-    """P(T <= t) for Student's t with `df` degrees of freedom, through the regularised incomplete beta function.
+    """P(T <= t) for Student's t with `df` > 0 degrees of freedom, by the incomplete beta function.
 
-    P(|T| > t) = I_x(df/2, 1/2) with x = df / (df + t^2) (Abramowitz and Stegun, 26.7.1 and 26.5.27).
+    P(|T| > t) = I_x(df/2, 1/2) with x = df / (df + t^2) (Abramowitz and Stegun, 26.7.1).
     """
-    if df <= 0:
+    if not df > 0:
         raise ArgumentError("df", df, "must be positive")
+    if math.isnan(t):
+        raise ArgumentError("t", t, "must be a number")
     if math.isinf(t):
         return 1.0 if t > 0 else 0.0
     tail = 0.5 * _incomplete_beta(df / 2, 0.5, df / (df + t * t), t * t / (df + t * t))
@@ -24,17 +26,16 @@ def t_cdf(t: float, df: float) -> float:
 
 
 def t_quantile(p: float, df: float) -> float:
-    """The t with P(T <= t) = p, for 0 < p < 1, by bisection down to neighbouring floats."""
+    """The t with P(T <= t) = p, for 0 < p < 1, by bisection on the tail down to neighbouring floats."""
     if not 0 < p < 1:
         raise ArgumentError("p", p, "must lie between 0 and 1")
-    if p < 0.5:
-        return -t_quantile(1 - p, df)
+    tail, sign = (p, -1.0) if p < 0.5 else (1 - p, 1.0)
     low, high = 0.0, 1.0
-    while t_cdf(high, df) < p:
+    while t_cdf(-high, df) > tail:
         low, high = high, 2 * high
     while (middle := (low + high) / 2) not in (low, high):
-        low, high = (middle, high) if t_cdf(middle, df) < p else (low, middle)
-    return high if p > 0.5 else 0.0
+        low, high = (middle, high) if t_cdf(-middle, df) > tail else (low, middle)
+    return sign * low
 
 
 def _incomplete_beta(a: float, b: float, x: float, rest: float) -> float:
@@ -51,23 +52,19 @@ def _incomplete_beta(a: float, b: float, x: float, rest: float) -> float:
 
 
 def _beta_fraction(a: float, b: float, x: float) -> float:
-    """The continued fraction of the incomplete beta function (Abramowitz and Stegun, 26.5.8), by Lentz's method."""
-    value, c, d = 1.0, 1.0, 0.0
-    for term in range(_TERMS):
-        m = term // 2
-        if term == 0:
-            step = 1.0
-        elif term % 2 == 0:
-            step = m * (b - m) * x / ((a + 2 * m - 1) * (a + 2 * m))
-        else:
+    """The incomplete beta's continued fraction (Abramowitz and Stegun, 26.5.8), by Lentz's method."""
+    value = c = 1.0
+    d = 0.0
+    for n in range(1, _TERMS):
+        m = n // 2
+        if n % 2:
             step = -(a + m) * (a + b + m) * x / ((a + 2 * m) * (a + 2 * m + 1))
+        else:
+            step = m * (b - m) * x / ((a + 2 * m - 1) * (a + 2 * m))
         d = 1.0 / _away_from_zero(1.0 + step * d)
         c = _away_from_zero(1.0 + step / c)
-        if term == 0:
-            value, c, d = 1.0, 1.0, 1.0
-            continue
         value *= c * d
-        if abs(c * d - 1.0) < 1e-16:
+        if abs(c * d - 1.0) < 1e-15:
             break
     return 1.0 / value
 

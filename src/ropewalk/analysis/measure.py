@@ -1,0 +1,163 @@
+"""One calibration pass: every head's Gram matrices while a model reads a text."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from ropewalk.analysis.gram import GramAccumulator
+from ropewalk.analysis.statistics import STAGES, Statistics
+from ropewalk.encodings.base import Encoding, RotaryModule, Tables
+from ropewalk.encodings.model_rotation import model_config, rotary_layers
+from ropewalk.encodings.rope import RoPE, RoPEModule
+from ropewalk.errors import ArgumentError, UnsupportedModelError, unknown_name
+from ropewalk.hf import installed
+
+CHUNK_TOKENS = 1024
+
+
+def measure(
+    model: nn.Module,
+    input_ids: Tensor,
+    stages: Sequence[str] = ("post_ntk",),
+    rope: Encoding | None = None,
+    attention_mask: Tensor | None = None,
+) -> Statistics:
+    """Read `input_ids` once and keep a Gram matrix X^T X of each head's queries and keys at each stage.
+
+    Beyond what the model needs for the pass itself, this keeps d x d numbers a head and stage, and works on chunks
+    of 1024 tokens: memory doesn't grow with the text.
+
+    Args:
+        input_ids: (B, N) tokens; text of the target length, as heads chosen at another length do worse (v2).
+        stages: of `pre_ntk` (before any rotation), `post_rope` (rotated by the model's own frequencies) and
+            `post_ntk` (rotated by `rope`).
+        rope: the rotation in force during the pass, with its length rule; the model's own when None.
+        attention_mask: (B, N), 1 for real tokens; all when None.
+
+    Raises:
+        UnsupportedModelError: no rotary attention, or layers whose heads differ in number or size.
+    """
+    for stage in stages:
+        if stage not in STAGES:
+            raise unknown_name("stage", stage, STAGES)
+    if not stages:
+        raise ArgumentError("stages", stages, f"give at least one of {', '.join(STAGES)}")
+    if input_ids.dim() != 2 or input_ids.shape[1] < 1:
+        raise ArgumentError("input_ids.shape", tuple(input_ids.shape), "give tokens of shape (batch, tokens)")
+    layers = rotary_layers(model)
+    own = {layer.index: layer.rope for layer in layers}
+    rope = rope or RoPE.from_model(model)
+    mask = None if attention_mask is None else attention_mask.bool()
+    tapped = _Tapped(rope, own, tuple(dict.fromkeys(stages)), mask)
+    reader = model.get_decoder() if hasattr(model, "get_decoder") else model
+    with torch.no_grad(), installed(model, tapped):
+        reader(input_ids=input_ids, attention_mask=attention_mask, use_cache=False)
+    taps = {index: tap for index, tap in tapped.taps.items() if tap.sums}
+    return _statistics(model, input_ids, taps, layers[0].rope, tapped.stages)
+
+
+def _statistics(
+    model: nn.Module, input_ids: Tensor, taps: dict[int, _TapModule], rope: RoPE, stages: tuple[str, ...]
+) -> Statistics:
+    indices = tuple(sorted(taps))
+    shapes = {tuple(pair[s].gram.shape for s in (0, 1)) for i in indices for pair in [taps[i].sums[stages[0]]]}
+    if len(shapes) != 1:
+        raise UnsupportedModelError(f"{type(model).__name__} has layers whose heads differ in number or size")
+    grams = {
+        stage: (
+            torch.stack([taps[i].sums[stage][0].gram for i in indices]),
+            torch.stack([taps[i].sums[stage][1].gram for i in indices]),
+        )
+        for stage in stages
+    }
+    config = model_config(model)
+    return Statistics(
+        grams=grams,
+        num_tokens=taps[indices[0]].sums[stages[0]][0].count,
+        layers=indices,
+        layout=rope.layout,
+        rotary_dim=min(rope.width, grams[stages[0]][0].shape[-1]),
+        model=str(getattr(config, "_name_or_path", "") or type(model).__name__),
+        text_fingerprint=hashlib.sha256(input_ids.cpu().numpy().tobytes()).hexdigest(),
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class _Tapped(Encoding):
+    """`rope` with an ear at each layer. Not a registered kind: it lives for one pass."""
+
+    kind: ClassVar[str] = ""
+
+    rope: Encoding
+    own: dict[int, RoPE]
+    stages: tuple[str, ...]
+    mask: Tensor | None
+
+    taps: dict[int, _TapModule] = field(default_factory=dict)
+
+    def at(self, layer: int) -> Encoding:
+        return _LayerTap(self, layer)
+
+
+@dataclass(frozen=True)
+class _LayerTap(Encoding):
+    tapped: _Tapped
+    layer: int
+
+    def module(self) -> RotaryModule:
+        inner = self.tapped.rope.at(self.layer).module()
+        if not isinstance(inner, RoPEModule):
+            raise ArgumentError("rope", self.tapped.rope, "measure needs a RoPE in each layer")
+        tap = _TapModule(inner, self.tapped.own[self.layer].module(), self.tapped.stages, self.tapped.mask)
+        self.tapped.taps[self.layer] = tap
+        return tap
+
+
+class _TapModule(RotaryModule):
+    """Rotates as `inner` does and sums Gram matrices on the way."""
+
+    def __init__(self, inner: RoPEModule, own: RoPEModule, stages: tuple[str, ...], mask: Tensor | None):
+        super().__init__()
+        self.inner, self.own, self.stages, self.mask = inner, own, stages, mask
+        self.head_dim = inner.head_dim
+        self.sums: dict[str, tuple[GramAccumulator, GramAccumulator]] = {}
+
+    @property
+    def table_key(self) -> Any:
+        return self.inner.table_key
+
+    def tables(self, positions: Tensor, dtype: torch.dtype) -> Tables:
+        return self.inner.tables(positions, dtype)
+
+    def encode(
+        self, q: Tensor, k: Tensor, positions: tuple[Tensor, Tensor], tables: tuple[Tables, Tables]
+    ) -> tuple[Tensor, Tensor]:
+        q2, k2 = self.inner.encode(q, k, positions, tables)
+        for stage in self.stages:
+            queries, keys = self._sums(stage, q, k)
+            if stage == "post_rope" and self.own.table_key != self.inner.table_key:
+                self._add_turned(queries, q, positions[0])
+                self._add_turned(keys, k, positions[1])
+            else:
+                queries.add(q if stage == "pre_ntk" else q2, self.mask)
+                keys.add(k if stage == "pre_ntk" else k2, self.mask)
+        return q2, k2
+
+    def _sums(self, stage: str, q: Tensor, k: Tensor) -> tuple[GramAccumulator, GramAccumulator]:
+        if stage not in self.sums:
+            first, second = (GramAccumulator(x.shape[1], x.shape[3], x.device, CHUNK_TOKENS) for x in (q, k))
+            self.sums[stage] = first, second
+        return self.sums[stage]
+
+    def _add_turned(self, into: GramAccumulator, x: Tensor, positions: Tensor) -> None:
+        """Add x turned by the model's own frequencies, a chunk at a time: the pass itself never turns it so."""
+        for start in range(0, x.shape[2], CHUNK_TOKENS):
+            tokens = slice(start, start + CHUNK_TOKENS)
+            tables = self.own.tables(positions[:, tokens], x.dtype)
+            into.add(self.own.rotate(x[:, :, tokens], *tables), None if self.mask is None else self.mask[:, tokens])

@@ -1,0 +1,97 @@
+"""A model reads a haystack once and answers questions about it, each from a fork of its cache."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from transformers.cache_utils import DynamicCache
+
+from ropewalk.evaluation.forkable import fork, forkable_cache
+from ropewalk.evaluation.score import Answer
+from ropewalk.tasks.needle import NeedlePrompt, Question
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+@dataclass
+class Reader:
+    """A model and its tokenizer, asked without sampling and without gradients."""
+
+    model: nn.Module
+    tokenizer: PreTrainedTokenizerBase
+
+    def answers(self, prompt: NeedlePrompt, setting: str) -> list[Answer]:
+        """Read the prompt's haystack, then answer each of its questions."""
+        cache = self.read(prompt.haystack_ids)
+        return self.questions(prompt, setting, cache)
+
+    @torch.no_grad()
+    def read(self, ids: tuple[int, ...]) -> DynamicCache:
+        """The cache after one pass over `ids`."""
+        config: Any = self.model.config
+        cache = forkable_cache(config)
+        self.model(input_ids=self._tensor(ids), past_key_values=cache, use_cache=True, logits_to_keep=1)
+        return cache
+
+    def questions(self, prompt: NeedlePrompt, setting: str, cache: DynamicCache) -> list[Answer]:
+        """An answer to each question, each continuing from the same cache."""
+        found = []
+        for question in prompt.questions:
+            nll, said = self._ask(question, cache)
+            found.append(
+                Answer(
+                    prompt=prompt.id,
+                    setting=setting,
+                    depth=question.depth,
+                    key=question.key,
+                    expected=question.value,
+                    nll=nll,
+                    is_exact=tuple(said) == question.answer_ids,
+                    generated=self.tokenizer.decode(said),
+                )
+            )
+        return found
+
+    @torch.no_grad()
+    def _ask(self, question: Question, cache: DynamicCache) -> tuple[float, list[int]]:
+        """(mean negative log-likelihood of the answer's tokens in nats, the greedy tokens).
+
+        One pass over the question and the right answer gives both while the greedy tokens are right. From the
+        first wrong one on, what the model would say depends on what it said.
+        """
+        answer = torch.tensor(question.answer_ids, device=self._device)
+        with fork(cache):
+            logits = self._logits((*question.ids, *question.answer_ids[:-1]), cache, len(answer)).float()
+        nll = float(nn.functional.cross_entropy(logits, answer))
+        greedy = logits.argmax(-1)
+        wrong = (greedy != answer).nonzero()
+        said = greedy[: int(wrong[0]) + 1].tolist() if len(wrong) else answer.tolist()
+        if len(said) < len(answer):
+            with fork(cache):
+                said = self._continue((*question.ids, *said), cache, len(answer) - len(said), said)
+        return nll, said
+
+    def _continue(self, ids: tuple[int, ...], cache: DynamicCache, number: int, said: list[int]) -> list[int]:
+        """`said` and `number` more greedy tokens, after `ids`, which end with `said`."""
+        said = list(said)
+        for _ in range(number):
+            said.append(int(self._logits(ids, cache, 1)[-1].argmax()))
+            ids = (said[-1],)
+        return said
+
+    def _logits(self, ids: tuple[int, ...], cache: DynamicCache, last: int) -> Tensor:
+        """(last, vocabulary): logits at the last tokens of `ids`, which follow what is cached."""
+        output = self.model(input_ids=self._tensor(ids), past_key_values=cache, use_cache=True, logits_to_keep=last)
+        logits: Tensor = output.logits[0, -last:]
+        return logits
+
+    @property
+    def _device(self) -> torch.device:
+        return next(self.model.parameters()).device
+
+    def _tensor(self, ids: tuple[int, ...]) -> Tensor:
+        return torch.tensor([ids], device=self._device)

@@ -1,0 +1,259 @@
+"""From answers to means with honest intervals, and to comparisons of two runs on the same prompts.
+
+Answers about one haystack share their text, so they are no independent draws: haystacks (clusters) are the
+unit that varies, and a few haystacks with ten questions each say less than the count of answers suggests.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import math
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
+from statistics import NormalDist
+from typing import Any
+
+from ropewalk.errors import ArgumentError
+from ropewalk.evaluation.student import t_cdf, t_quantile
+
+# 2^16 sign patterns take well under a second; beyond that only the t-test is given.
+MOST_FLIPPED_CLUSTERS = 16
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One answered question: `nll` is the mean negative log-likelihood of an answer token, in nats."""
+
+    prompt: str
+    setting: str
+    depth: float
+    key: str
+    expected: str
+    nll: float
+    is_exact: bool
+    generated: str
+
+    def to_dict(self) -> dict[str, Any]:
+        """A JSON-ready dict; `from_dict` reads it back."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> Answer:
+        """The answer that `to_dict` wrote; a missing or unknown field is refused by name."""
+        names = {field.name for field in dataclasses.fields(cls)}
+        for name in sorted(names ^ data.keys()):
+            raise ArgumentError(name, data.get(name), f"an answer has the fields {', '.join(sorted(names))}")
+        return cls(**data)
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A mean with its confidence interval [low, high]; a single value has the whole line as its interval.
+
+    `n` values from `clusters` clusters. `is_clustered` is False when there was one cluster only: then the
+    interval is over that cluster's values and says nothing about other haystacks.
+    """
+
+    mean: float
+    low: float
+    high: float
+    standard_error: float
+    n: int
+    clusters: int
+    is_clustered: bool
+    confidence: float
+
+    def to_dict(self) -> dict[str, Any]:
+        """A JSON-ready dict, in which an infinite bound or error is null."""
+        plain = dataclasses.asdict(self)
+        return {k: None if isinstance(v, float) and math.isinf(v) else v for k, v in plain.items()}
+
+
+@dataclass(frozen=True)
+class PairedDifference:
+    """How a run differs from a baseline: `difference` is the mean of nll(run) - nll(baseline), in nats.
+
+    `p_t`: two-sided t-test over clusters. `p_permutation`: two-sided exact sign-flip test over clusters, None
+    past 16 clusters; with k clusters it can't fall below 2 / 2^k, so fewer than six can't reach 0.05, which
+    is why the t-interval decides.
+    """
+
+    difference: Estimate
+    p_t: float
+    p_permutation: float | None
+
+    @property
+    def is_better(self) -> bool:
+        """Whether the whole interval lies below zero: the run finds the right answers likelier."""
+        return self.difference.high < 0
+
+    @property
+    def is_worse(self) -> bool:
+        """Whether the whole interval lies above zero: the run finds the right answers less likely."""
+        return self.difference.low > 0
+
+
+@dataclass(frozen=True)
+class PairedExact:
+    """Exact matches that a run won and lost against a baseline; `p`: McNemar's exact test, two-sided.
+
+    The test takes questions as independent; where they share haystacks its p is too small.
+    """
+
+    won: int
+    lost: int
+    p: float
+
+
+def mean_interval(
+    values: Sequence[float], clusters: Sequence[Hashable], confidence: float = 0.95
+) -> Estimate:
+    """The mean of all values and its t-interval; clusters, a label for each value, are the independent units.
+
+    With k >= 2 clusters the variance of the mean is k/(k-1) sum_c (S_c - n_c mean)^2 / n^2, S_c the sum and
+    n_c the size of cluster c, at k - 1 degrees of freedom: the weighted variance of the cluster means. With one
+    cluster the interval is over its values. Raises ArgumentError for no values, a value that isn't finite, or
+    unequal lengths.
+    """
+    groups = _groups(values, clusters, confidence)
+    mean, error, df = _mean_error(groups)
+    reach = math.inf if df == 0 else 0.0 if error == 0 else error * t_quantile((1 + confidence) / 2, df)
+    is_clustered = len(groups) > 1
+    return Estimate(
+        mean, mean - reach, mean + reach, error, len(values), len(groups), is_clustered, confidence
+    )
+
+
+def proportion_interval(
+    successes: Sequence[bool], clusters: Sequence[Hashable], confidence: float = 0.95
+) -> Estimate:
+    """The share of successes and its Wilson interval, always inside [0, 1].
+
+    The number of answers n is replaced by n / deff, where deff = max(1, variance between clusters / binomial
+    variance), as clustered answers count for less. Raises ArgumentError as `mean_interval` does.
+    """
+    values = [float(bool(success)) for success in successes]
+    groups = _groups(values, clusters, confidence)
+    n = len(values)
+    p, clustered_error, _ = _mean_error(groups)
+    binomial = p * (1 - p) / n
+    is_clustered = len(groups) > 1
+    deff = max(1.0, clustered_error**2 / binomial) if is_clustered and binomial > 0 else 1.0
+    z = NormalDist().inv_cdf((1 + confidence) / 2)
+    low, high = _wilson(p, n / deff, z)
+    return Estimate(p, low, high, math.sqrt(deff * binomial), n, len(groups), is_clustered, confidence)
+
+
+def paired_difference(
+    answers: Sequence[Answer], baseline: Sequence[Answer], confidence: float = 0.95
+) -> PairedDifference:
+    """Compare the nll of a run's answers with a baseline's on the same questions, clustered by prompt.
+
+    Raises ArgumentError unless both have exactly the same (prompt, key) pairs with the same expected answers.
+    """
+    pairs = _matched(answers, baseline)
+    values = [ours.nll - theirs.nll for ours, theirs in pairs]
+    clusters = [ours.prompt for ours, _ in pairs]
+    estimate = mean_interval(values, clusters, confidence)
+    groups = _groups(values, clusters, confidence)
+    mean, error, df = _mean_error(groups)
+    if error == 0:
+        p_t = 1.0 if mean == 0 else 0.0
+    else:
+        p_t = 1.0 if df == 0 else min(1.0, 2 * t_cdf(-abs(mean) / error, df))
+    sums = [math.fsum(group) for group in groups]
+    p_permutation = _sign_flip(sums) if len(sums) <= MOST_FLIPPED_CLUSTERS else None
+    return PairedDifference(estimate, p_t, p_permutation)
+
+
+def paired_exact(answers: Sequence[Answer], baseline: Sequence[Answer]) -> PairedExact:
+    """Compare exact matches on the same questions; raises ArgumentError as `paired_difference` does."""
+    pairs = _matched(answers, baseline)
+    won = sum(ours.is_exact and not theirs.is_exact for ours, theirs in pairs)
+    lost = sum(theirs.is_exact and not ours.is_exact for ours, theirs in pairs)
+    changed = won + lost
+    tail = sum(math.comb(changed, i) for i in range(min(won, lost) + 1))
+    return PairedExact(won, lost, min(1.0, 2 * tail / 2**changed))
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Holm's adjusted p-values, in the order given: reject where one is at most the family's error rate."""
+    for p in p_values:
+        if not 0 <= p <= 1:
+            raise ArgumentError("p_values", p, "a p-value lies from 0 to 1")
+    adjusted = [0.0] * len(p_values)
+    highest = 0.0
+    for rank, index in enumerate(sorted(range(len(p_values)), key=p_values.__getitem__)):
+        highest = max(highest, min(1.0, (len(p_values) - rank) * p_values[index]))
+        adjusted[index] = highest
+    return adjusted
+
+
+def _groups(values: Sequence[float], clusters: Sequence[Hashable], confidence: float) -> list[list[float]]:
+    if len(values) != len(clusters):
+        raise ArgumentError("clusters", len(clusters), f"give one label for each of the {len(values)} values")
+    if not values:
+        raise ArgumentError("values", [], "there is nothing to take the mean of; give at least one value")
+    if not 0 < confidence < 1:
+        raise ArgumentError("confidence", confidence, "must lie between 0 and 1, such as 0.95")
+    groups: dict[Hashable, list[float]] = {}
+    for value, cluster in zip(values, clusters, strict=True):
+        if not math.isfinite(value):
+            raise ArgumentError("values", value, f"must be finite; look at what gave this in {cluster!r}")
+        groups.setdefault(cluster, []).append(value)
+    return list(groups.values())
+
+
+def _mean_error(groups: list[list[float]]) -> tuple[float, float, int]:
+    """(mean, standard error, degrees of freedom) over clusters, or over the values of a single cluster."""
+    values = [value for group in groups for value in group]
+    n = len(values)
+    mean = math.fsum(values) / n
+    units = groups if len(groups) > 1 else [[value] for value in values]
+    k = len(units)
+    if k == 1:
+        return mean, math.inf, 0
+    # Deviations are summed value by value: a group's sum less n_c times the mean would lose digits.
+    squares = math.fsum(math.fsum(value - mean for value in unit) ** 2 for unit in units)
+    return mean, math.sqrt(k / (k - 1) * squares) / n, k - 1
+
+
+def _wilson(p: float, n: float, z: float) -> tuple[float, float]:
+    centre = (p + z * z / (2 * n)) / (1 + z * z / n)
+    reach = z / (1 + z * z / n) * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
+    # The bounds touch 0 and 1 exactly when p does; rounding must not push them past p.
+    return max(0.0, min(p, centre - reach)), min(1.0, max(p, centre + reach))
+
+
+def _sign_flip(sums: list[float]) -> float:
+    """The share of sign patterns of the cluster sums whose total is as far from zero as the real one's."""
+    real = abs(math.fsum(sums))
+    slack = 1e-12 * math.fsum(map(abs, sums))  # patterns that tie but for rounding count as ties
+    totals = [0.0]
+    for value in sums:
+        totals = list(itertools.chain((t + value for t in totals), (t - value for t in totals)))
+    return sum(abs(total) >= real - slack for total in totals) / len(totals)
+
+
+def _matched(answers: Sequence[Answer], baseline: Sequence[Answer]) -> list[tuple[Answer, Answer]]:
+    ours, theirs = _by_question(answers, "answers"), _by_question(baseline, "baseline")
+    for prompt, key in sorted(ours.keys() ^ theirs.keys()):
+        missing = "baseline" if (prompt, key) in ours else "answers"
+        raise ArgumentError(missing, f"{prompt} {key}", "is missing; compare runs on the same prompts")
+    for (prompt, key), answer in ours.items():
+        if answer.expected != theirs[prompt, key].expected:
+            raise ArgumentError(
+                "baseline", f"{prompt} {key}", "expects another answer; compare runs on the same prompts"
+            )
+    return [(answer, theirs[question]) for question, answer in ours.items()]
+
+
+def _by_question(answers: Sequence[Answer], name: str) -> dict[tuple[str, str], Answer]:
+    found: dict[tuple[str, str], Answer] = {}
+    for answer in answers:
+        question = answer.prompt, answer.key
+        if question in found:
+            raise ArgumentError(name, " ".join(question), "is there twice; give each answer once")
+        found[question] = answer
+    return found

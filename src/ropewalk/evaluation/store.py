@@ -1,0 +1,233 @@
+"""Records on disk that survive a killed process: one JSON line each, appended and synced, resumable."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import secrets
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from ropewalk.errors import ArgumentError, DamagedFileError
+
+if sys.platform != "win32":
+    import fcntl
+
+FORMAT = "ropewalk.records"
+VERSION = 1
+
+
+class Store:
+    """An append-only file of records, open for writing by one process at a time.
+
+    The first line tells the format and the run's `settings`; each later line is a record, a dict with a
+    string under "key" that no other record has. Opening a file that is there goes on where it stopped: a last
+    line that was cut off is dropped. Raises ArgumentError when the settings differ from the file's, another
+    process has it open, or the place can't be written; DamagedFileError when the file isn't such a file or a
+    line in it is damaged.
+    """
+
+    def __init__(self, path: str | Path, settings: dict[str, Any]):
+        self.path = Path(path)
+        self.settings = _through_json(settings, "settings")
+        self._records: dict[str, dict[str, Any]] = {}
+        with _one_line_errors(self.path):
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self._file = os.open(self.path, os.O_RDWR | os.O_CREAT | getattr(os, "O_BINARY", 0), 0o666)
+        try:
+            self._lock()
+            self._resume()
+        except BaseException:
+            self.close()
+            raise
+
+    def append(self, record: dict[str, Any]) -> None:
+        """Write one record and wait until it is on the disk; after an error the file is as it was before."""
+        record = _through_json(record, "record")
+        key = record.get("key")
+        if not isinstance(key, str):
+            raise ArgumentError("key", key, "a record needs a string under 'key'")
+        if key in self._records:
+            raise ArgumentError("key", key, f"is in {self.path} already; ask has(key) first")
+        self._write_line(record)
+        self._records[key] = record
+
+    def has(self, key: str) -> bool:
+        """Whether a record with this key is in the file."""
+        return key in self._records
+
+    def records(self) -> list[dict[str, Any]]:
+        """All records, in the order in which they were appended."""
+        return list(self._records.values())
+
+    def close(self) -> None:
+        """Close the file and let go of the lock; closing twice does nothing."""
+        if self._file >= 0:
+            os.close(self._file)
+            self._file = -1
+
+    def __enter__(self) -> Store:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _lock(self) -> None:
+        if sys.platform == "win32":
+            return  # it has no flock: there, nothing stops two writers
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            remedy = "another process is writing to it; wait for that one or choose another --out"
+            raise ArgumentError("out", str(self.path), remedy) from error
+
+    def _resume(self) -> None:
+        with _one_line_errors(self.path):
+            content = _read_all(self._file)
+        header, self._records, whole = _parse(content, self.path)
+        if whole < len(content):
+            with _one_line_errors(self.path):
+                os.ftruncate(self._file, whole)
+        if header is None:
+            self._write_line({"format": FORMAT, "version": VERSION, "settings": self.settings})
+            return
+        differing = _differing(header["settings"], self.settings)
+        if differing:
+            remedy = f"was made with other {', '.join(differing)}; choose another --out or the same settings"
+            raise ArgumentError("out", str(self.path), remedy)
+
+    def _write_line(self, content: dict[str, Any]) -> None:
+        if self._file < 0:
+            raise ArgumentError("out", str(self.path), "is closed; open the store again")
+        line = _dump(content).encode() + b"\n"
+        with _one_line_errors(self.path):
+            before = os.lseek(self._file, 0, os.SEEK_END)
+            try:
+                while line:
+                    line = line[os.write(self._file, line) :]
+                os.fsync(self._file)
+            except BaseException:
+                # Half a line would join with the next one; without it the file is whole.
+                with contextlib.suppress(OSError):
+                    os.ftruncate(self._file, before)
+                raise
+
+
+def read_records(path: str | Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """(settings, records) of a store's file, read only, also while another process is appending to it.
+
+    Raises ArgumentError when the file can't be read, DamagedFileError when it isn't a store's or is damaged.
+    """
+    path = Path(path)
+    with _one_line_errors(path, "read"):
+        content = path.read_bytes()
+    header, records, _ = _parse(content, path)
+    if header is None:
+        raise DamagedFileError(f"{path}: holds no records yet; let the run that makes it go on")
+    return header["settings"], list(records.values())
+
+
+def write_atomically(path: str | Path, text: str) -> None:
+    """Write a whole text file so that a reader, or a crash, sees the old or the new content, never a part.
+
+    Raises ArgumentError naming the path when the place can't be written.
+    """
+    path = Path(path)
+    part = path.with_name(f".{path.name}.{secrets.token_hex(8)}.part")
+    try:
+        with _one_line_errors(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with part.open("x", encoding="utf-8", newline="") as file:
+                file.write(text)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(part, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            part.unlink()
+        raise
+
+
+@contextlib.contextmanager
+def _one_line_errors(path: Path, doing: str = "write") -> Iterator[None]:
+    """Turns the system's errors about a path into an ArgumentError."""
+    try:
+        yield
+    except OSError as error:
+        reason = error.strerror or type(error).__name__
+        remedy = f"can't {doing} here ({reason}); choose another place or make room"
+        raise ArgumentError("out", str(path), remedy) from error
+
+
+def _read_all(file: int) -> bytes:
+    os.lseek(file, 0, os.SEEK_SET)
+    pieces = []
+    while piece := os.read(file, 1 << 20):
+        pieces.append(piece)
+    return b"".join(pieces)
+
+
+def _dump(value: dict[str, Any]) -> str:
+    return json.dumps(value, ensure_ascii=False, allow_nan=False)
+
+
+def _through_json(value: dict[str, Any], name: str) -> dict[str, Any]:
+    """The value as it will be read back (tuples as lists); refuses what JSON can't hold, NaN included."""
+    try:
+        plain: dict[str, Any] = json.loads(_dump(value))
+    except (TypeError, ValueError) as error:
+        raise ArgumentError(
+            name, value, f"isn't plain JSON ({error}); give numbers, text and lists"
+        ) from error
+    return plain
+
+
+def _parse(content: bytes, path: Path) -> tuple[dict[str, Any] | None, dict[str, dict[str, Any]], int]:
+    """(header or None, records by key, length in bytes of the whole lines) of a file's content."""
+    whole = content.rfind(b"\n") + 1
+    if whole == 0:
+        start = f'{{"format": "{FORMAT}"'.encode()
+        if not start.startswith(content[: len(start)]):
+            raise DamagedFileError(f"{path}: isn't a file of records; choose another file")
+        return None, {}, 0
+    first, *lines = content[: whole - 1].split(b"\n")
+    header = _line(first)
+    if header is None or header.get("format") != FORMAT or not isinstance(header.get("settings"), dict):
+        raise DamagedFileError(f"{path}: isn't a file of records; choose another file")
+    if header.get("version") != VERSION:
+        raise DamagedFileError(
+            f"{path}: has version {header.get('version')!r}, but this ropewalk reads version {VERSION}"
+        )
+    records: dict[str, dict[str, Any]] = {}
+    for number, line in enumerate(lines, start=2):
+        record = _line(line)
+        if record is None or not isinstance(record.get("key"), str) or record["key"] in records:
+            raise DamagedFileError(f"{path}: line {number} is damaged; delete that line to go on without it")
+        records[record["key"]] = record
+    return header, records, whole
+
+
+def _line(line: bytes) -> dict[str, Any] | None:
+    try:
+        value = json.loads(line)
+    except ValueError:  # neither JSON nor UTF-8
+        return None
+    return value if isinstance(value, dict) else None
+
+
+def _differing(there: dict[str, Any], here: dict[str, Any], within: str = "") -> list[str]:
+    """The names of the settings that differ, those inside another written as outer.inner."""
+    names: list[str] = []
+    for name in sorted(there.keys() | here.keys()):
+        old, new = there.get(name), here.get(name)
+        if isinstance(old, dict) and isinstance(new, dict):
+            names += _differing(old, new, f"{within}{name}.")
+        elif old != new or (name in there) != (name in here):
+            names.append(within + name)
+    return names

