@@ -1,21 +1,69 @@
-"""ropewalk: positional encodings for Transformers, and repairs of trained ones that read too short."""
+"""ropewalk: positional encodings for Transformers, and repairs of trained ones that read too short.
 
-from ropewalk.encodings.dope import DoPE
-from ropewalk.encodings.nope import NoPE
-from ropewalk.encodings.per_layer import PerLayer
-from ropewalk.encodings.rope import RoPE
-from ropewalk.frequencies import (
-    NTK,
-    CoPE,
-    DynamicNTK,
-    Given,
-    Linear,
-    Llama3,
-    LongRoPE,
-    NTKByParts,
-    Resonance,
-    YaRN,
-)
-from ropewalk.heads import HeadSelection
+Names are loaded when they are first used, so that `import ropewalk` and `ropewalk --help` stay quick.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ropewalk.analysis.measure import measure as measure
+    from ropewalk.analysis.statistics import Statistics as Statistics
+    from ropewalk.encodings.dope import DoPE as DoPE
+    from ropewalk.encodings.nope import NoPE as NoPE
+    from ropewalk.encodings.per_layer import PerLayer as PerLayer
+    from ropewalk.encodings.rope import RoPE as RoPE
+    from ropewalk.frequencies import NTK as NTK
+    from ropewalk.frequencies import CoPE as CoPE
+    from ropewalk.frequencies import DynamicNTK as DynamicNTK
+    from ropewalk.frequencies import Given as Given
+    from ropewalk.frequencies import Linear as Linear
+    from ropewalk.frequencies import Llama3 as Llama3
+    from ropewalk.frequencies import LongRoPE as LongRoPE
+    from ropewalk.frequencies import NTKByParts as NTKByParts
+    from ropewalk.frequencies import Resonance as Resonance
+    from ropewalk.frequencies import YaRN as YaRN
+    from ropewalk.heads import HeadSelection as HeadSelection
+    from ropewalk.hf.loading import load_model as load_model
+    from ropewalk.hf.plan import Plan as Plan
+    from ropewalk.hf.seam import install as install
+    from ropewalk.hf.seam import installed as installed
 
 __version__ = "0.1.0"
+
+_HOMES = {
+    "RoPE": "encodings.rope",
+    "DoPE": "encodings.dope",
+    "NoPE": "encodings.nope",
+    "PerLayer": "encodings.per_layer",
+    "HeadSelection": "heads",
+    "Statistics": "analysis.statistics",
+    "measure": "analysis.measure",
+    "install": "hf.seam",
+    "installed": "hf.seam",
+    "Plan": "hf.plan",
+    "load_model": "hf.loading",
+} | dict.fromkeys(
+    "Linear NTK DynamicNTK NTKByParts YaRN Llama3 LongRoPE Resonance CoPE Given".split(), "frequencies"
+)
+
+__all__ = [*_HOMES, "from_pretrained"]
+
+
+def from_pretrained(name: str, revision: str | None = None, token: str | None = None) -> Plan:
+    """The plan in a local folder or in a Hugging Face repository; `plan.install(model)` switches it on."""
+    from ropewalk.hf.plan import Plan
+
+    return Plan.from_pretrained(name, revision=revision, token=token)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'ropewalk' has no attribute {name!r}")
+    return getattr(importlib.import_module(f"ropewalk.{_HOMES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_HOMES])

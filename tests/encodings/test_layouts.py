@@ -1,4 +1,4 @@
-"""Weights between the two channel layouts: exact round trips, and the same scores under the other rotation."""
+"""Weights between the two channel layouts: exact round trips, the same scores under the other rotation."""
 
 from __future__ import annotations
 
@@ -25,10 +25,7 @@ def test_scores_are_the_same_in_the_other_layout(heads: int, pairs: int, passed:
     head_dim, width = 2 * pairs + 2 * passed, 2 * pairs
     x, positions = torch.randn(2, 5, 12), torch.arange(5)
     both = [(torch.randn(heads * head_dim, 12), torch.randn(heads * head_dim)) for _ in "qk"]
-    halves, interleaved = (
-        RoPE(head_dim, rotary_dim=width),
-        RoPE(head_dim, layout="interleaved", rotary_dim=width),
-    )
+    halves, interleaved = (RoPE(head_dim, layout=name, rotary_dim=width) for name in ("half", "interleaved"))
     q, k = halves(*(projected(x, w, b, heads) for w, b in both), positions)
     changed = [tuple(to_interleaved(part, heads, width) for part in pair) for pair in both]
     q2, k2 = interleaved(*(projected(x, w, b, heads) for w, b in changed), positions)

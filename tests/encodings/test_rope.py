@@ -1,4 +1,4 @@
-"""RoPE: transformers' bits, the paper's equation, relative positions, partial widths, refusals, moves and JSON."""
+"""RoPE: transformers' bits, the paper's equation, relative positions, partial widths, refusals, JSON."""
 
 from __future__ import annotations
 
@@ -53,17 +53,17 @@ class TestTransformersBits:
         for positions in (LONG, LONG.expand(2, -1), LONG[None]):
             assert all(map(torch.equal, ours(q, k, positions), expected))
 
-    @pytest.mark.parametrize("family", [modeling_cohere, modeling_glm], ids=["cohere", "glm"])
-    @pytest.mark.parametrize("width", [64, 32])
+    @pytest.mark.parametrize(
+        ("family", "width"),
+        [(modeling_cohere, 64), (modeling_glm, 64), (modeling_glm, 32)],
+        ids=["cohere", "glm", "glm-partial"],
+    )
     def test_interleaved(self, family: ModuleType, width: int) -> None:
         q, k = content(2, 8, 6, 64), content(2, 2, 6, 64)
         ours = RoPE(64, layout="interleaved", rotary_dim=width)
-        if family is modeling_cohere:
-            if width != 64:
-                pytest.skip("Cohere rotates the whole head")
-            cos, sin = ours.tables(LONG.expand(2, -1))
-        else:  # GLM takes one number a pair from the first half and repeats it
-            cos, sin = RoPE(width).tables(LONG.expand(2, -1))
+        # GLM takes its numbers, one a pair, from the first half of a half-split table
+        tables = ours if family is modeling_cohere else RoPE(width)
+        cos, sin = tables.tables(LONG.expand(2, -1))
         expected = family.apply_rotary_pos_emb(q, k, cos, sin)
         assert all(map(torch.equal, ours(q, k, LONG), expected))
 

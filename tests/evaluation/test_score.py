@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tests.reference import statistics as oracle
 
 from ropewalk.errors import ArgumentError
 from ropewalk.evaluation.score import (
@@ -21,7 +22,6 @@ from ropewalk.evaluation.score import (
     proportion_interval,
 )
 from ropewalk.evaluation.student import t_cdf, t_quantile
-from tests.reference import statistics as oracle
 
 # Two-sided 95 % and 99 % critical values: NIST/SEMATECH e-Handbook of Statistical Methods, section 1.3.6.7.2.
 NIST = [

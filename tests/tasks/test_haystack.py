@@ -6,10 +6,10 @@ import sys
 import time
 
 import pytest
+from tests.tasks.tokenizers import byte_tokenizer, story, word_tokenizer
 
 from ropewalk.errors import ArgumentError
 from ropewalk.tasks.haystack import draw_window, encode, read_text, text_of
-from tests.tasks.tokenizers import byte_tokenizer, story, word_tokenizer
 
 
 class TestFiles:
@@ -32,7 +32,7 @@ class TestFiles:
 
     @pytest.mark.parametrize(
         ("content", "reason"),
-        [(None, "no such file"), (b"", "holds no text"), (b" \n", "holds no text"), (b"a\xff\xfeb", "isn't UTF-8"),
+        [(None, "no such file"), (b"", "holds no text"), (b" \n", "holds no text"), (b"\xff", "isn't UTF-8"),
          (b"a\0b", "binary")],
     )  # fmt: skip
     def test_what_is_not_text_is_refused_in_one_line(self, tmp_path, content, reason):
@@ -118,8 +118,9 @@ class TestDrawWindow:
                 window = draw_window(text, tokenizer, count, fraction)
                 assert len(window) == count
                 assert window == draw_window(text, tokenizer, count, fraction)
-                places.add(" ".join(map(str, whole)).index(" ".join(map(str, window))))
-        assert len(places) >= 6
+                place = " ".join(map(str, whole)).index(" ".join(map(str, window)))
+                places |= {place} if count > 1 else set()
+        assert len(places) == 5  # at 0 twice, elsewhere once
 
     def test_starts_at_a_sentence(self):
         text = text_of(story(3000), "story")
@@ -130,16 +131,16 @@ class TestDrawWindow:
             )
 
     def test_dense_stretches_are_read_further(self):
-        """The middle has 40 characters to a token; elsewhere it's 2: the first stretch tried is far too short."""
-        text = text_of("a " * 40_000 + ("b" * 39 + " ") * 1000 + "a " * 40_000, "uneven")
+        """The ends have 40 characters to a token, the middle, from which that is estimated, has 2."""
+        text = text_of(("b" * 39 + " ") * 3000 + "a " * 20_000 + ("b" * 39 + " ") * 3000, "uneven")
         for fraction in (0.0, 0.4, 0.9):
-            assert len(draw_window(text, word_tokenizer(), 30_000, fraction)) == 30_000
+            assert len(draw_window(text, word_tokenizer(), 5_000, fraction)) == 5_000
 
     def test_the_whole_text_but_never_more(self):
         text = text_of(story(100), "story")
         size = len(encode(word_tokenizer(), text.text))
         assert draw_window(text, word_tokenizer(), size, 0.7) == encode(word_tokenizer(), text.text)
-        with pytest.raises(ArgumentError, match=rf"story.*has {size} tokens but {size + 1} are needed"):
+        with pytest.raises(ArgumentError, match=rf"story.*has {size:,} tokens but {size + 1:,} are needed"):
             draw_window(text, word_tokenizer(), size + 1, 0.0)
 
     def test_special_tokens_in_a_text_are_spelled_out(self):

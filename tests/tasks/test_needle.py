@@ -9,13 +9,14 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.tasks.tokenizers import byte_tokenizer, story, word_tokenizer
 
 from ropewalk.errors import ArgumentError
 from ropewalk.tasks.haystack import read_text, text_of
 from ropewalk.tasks.needle import CITIES, NeedleTask, Wording
-from tests.tasks.tokenizers import byte_tokenizer, story, word_tokenizer
 
 TEXT = text_of(story(3000), "story")
+PINNED = [("Nairobi", "9345469"), ("Denver", "9217690")]
 KINDS = {
     "words": word_tokenizer(),
     "words, chat": word_tokenizer(chat=True),
@@ -116,7 +117,7 @@ class TestAnswer:
             between = " </s>[assistant] " if chat else "\nAnswer: "
             assert text == ("\n\n" if chat else "\n\nQuestion: ") + asked + between + reply
             assert tokenizer.decode(q.answer_ids).strip() == q.value
-            # As the model would write it: the question's and the answer's tokens are those of the joined text.
+            # As the model would write it: these are the tokens of the joined text.
             assert tokenizer(text, add_special_tokens=False)["input_ids"] == list(q.ids + q.answer_ids)
 
     def test_a_space_token_before_the_value_is_part_of_the_question(self):
@@ -149,6 +150,8 @@ class TestFrames:
     def test_chat_opens_with_the_template(self):
         read = byte_tokenizer(True).decode(task().prompts(byte_tokenizer(True), 1)[0].haystack_ids)
         assert read.startswith("<s>[user] " + Wording().instruction + "\n\n The special magic number")
+        first = task().prompts(byte_tokenizer(True), 1)[0].haystack_ids[0]
+        assert first == byte_tokenizer().bos_token_id
         plain = task(use_chat_template=False).prompts(byte_tokenizer(True), 1)
         assert plain == task().prompts(byte_tokenizer(), 1)
 
@@ -164,7 +167,9 @@ class TestFrames:
 
     def test_todays_date_does_not_change_prompts(self):
         tokenizer = byte_tokenizer.__wrapped__()
-        tokenizer.chat_template = "{{ strftime_now('%d %b %Y') }}|{{ messages[0]['content'] }}|"
+        tokenizer.chat_template = (
+            "{{ strftime_now('%d %b %Y') }}|{% if date_string %}{{ messages[0]['content'] }}|{% endif %}"
+        )
         read = tokenizer.decode(task().prompts(tokenizer, 1)[0].haystack_ids)
         assert read.startswith("01 Jan 2025|")
 
@@ -198,6 +203,11 @@ class TestTask:
         q = task(wording=wording, depths=2).prompts(byte_tokenizer(), 1)[0].questions[0]
         assert q.key in "AB"
         assert len(q.value) == 3
+
+    def test_values_are_distinct_even_when_all_are_needed(self):
+        one = task(wording=Wording(value_digits=1), depths=9)
+        for prompt in one.prompts(word_tokenizer(), 3):
+            assert {q.value for q in prompt.questions} == set("123456789")
 
     @pytest.mark.parametrize(
         ("fields", "argument"),
@@ -248,28 +258,20 @@ class TestTask:
             task(setting="noisy").prompts(tokenizer, 1)
 
     def test_the_same_prompts_in_a_fresh_process(self):
-        """A process with another hash seed; the numbers are pinned, so another Python version shows too."""
+        """A process with another hash seed; needles are pinned, so another version of Python shows, too."""
         code = (
-            "from tests.tasks.test_needle import task, word_tokenizer, byte_tokenizer\n"
+            "from tests.tasks.test_needle import task, word_tokenizer\n"
             "p = task(seed=3).prompts(word_tokenizer(), 3)[2]\n"
-            "print(hash('a'), [(q.key, q.value) for q in p.questions[:2]], sum(p.haystack_ids), sep='|')"
+            "print([(q.key, q.value) for q in p.questions[:2]], hash(p.haystack_ids), sep='|')"
         )
         root = Path(__file__).parents[2]
-        told = []
-        for seed in ("1", "2"):
-            env = {"PYTHONHASHSEED": seed, "PYTHONPATH": f"{root}:{root / 'src'}", "PATH": ""}
-            result = subprocess.run(
-                [sys.executable, "-c", code], capture_output=True, text=True, env=env, check=False
-            )
-            assert result.returncode == 0, result.stderr
-            told.append(result.stdout.strip().split("|"))
-        assert told[0][0] != told[1][0]
-        assert told[0][1:] == told[1][1:]
+        env = {"PYTHONHASHSEED": "1", "PYTHONPATH": f"{root}:{root / 'src'}", "PATH": ""}
+        command = [sys.executable, "-c", code]
+        result = subprocess.run(command, capture_output=True, text=True, env=env, check=False)
+        assert result.returncode == 0, result.stderr
         prompt = task(seed=3).prompts(word_tokenizer(), 3)[2]
+        assert result.stdout.strip() == f"{PINNED}|{hash(prompt.haystack_ids)}"
         assert [(q.key, q.value) for q in prompt.questions[:2]] == PINNED
-
-
-PINNED = [("x", "1")]
 
 
 def test_no_key_is_in_the_demo_text():

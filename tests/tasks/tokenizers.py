@@ -17,7 +17,7 @@ CHAT = (
 def story(sentences: int, seed: int = 1) -> str:
     """Sentences that all begin with "The" and are all different, in paragraphs of six."""
     rng = random.Random(seed)
-    words = "rope yarn hemp tar spins walks long lane wheel hook strand turns twist maker sea ship".split()
+    words = ["rope", "yarn", "hemp", "tar", "spins", "walks", "long", "lane", "wheel", "hook", "turns"]
     lines = []
     for i in range(sentences):
         said = " ".join(rng.choice(words) for _ in range(rng.randint(4, 12)))

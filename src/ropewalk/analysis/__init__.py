@@ -1,1 +1,1 @@
-"""Analysis."""
+"""What a model's heads do with position: streamed statistics and scores."""

@@ -66,7 +66,9 @@ def _statistics(
     model: nn.Module, input_ids: Tensor, taps: dict[int, _TapModule], rope: RoPE, stages: tuple[str, ...]
 ) -> Statistics:
     indices = tuple(sorted(taps))
-    shapes = {tuple(pair[s].gram.shape for s in (0, 1)) for i in indices for pair in [taps[i].sums[stages[0]]]}
+    shapes = {
+        tuple(pair[s].gram.shape for s in (0, 1)) for i in indices for pair in [taps[i].sums[stages[0]]]
+    }
     if len(shapes) != 1:
         raise UnsupportedModelError(f"{type(model).__name__} has layers whose heads differ in number or size")
     grams = {
@@ -160,4 +162,6 @@ class _TapModule(RotaryModule):
         for start in range(0, x.shape[2], CHUNK_TOKENS):
             tokens = slice(start, start + CHUNK_TOKENS)
             tables = self.own.tables(positions[:, tokens], x.dtype)
-            into.add(self.own.rotate(x[:, :, tokens], *tables), None if self.mask is None else self.mask[:, tokens])
+            into.add(
+                self.own.rotate(x[:, :, tokens], *tables), None if self.mask is None else self.mask[:, tokens]
+            )

@@ -24,6 +24,8 @@ from ropewalk.errors import RopewalkError, unknown_name
 # Every command, as module:function. `--help` imports all these modules, so their top imports nothing heavy:
 # torch and transformers belong inside the function.
 COMMANDS = {
+    "extend": "ropewalk.cli.extend:extend_model",
+    "needle": "ropewalk.cli.needle:measure_needles",
     "list": "ropewalk.cli.listing:list_names",
 }
 

@@ -21,8 +21,8 @@ _REGISTRY: dict[str, type[Encoding]] = {}
 class Encoding:
     """A positional encoding as a value: equal configs mean equal encodings.
 
-    A subclass is a frozen dataclass that sets `kind` and `summary` and overrides `module`. Rotary kinds are called as
-    `encoding(q, k, positions)`; `module()` builds the same thing once, for repeated use.
+    A subclass is a frozen dataclass that sets `kind` and `summary` and overrides `module`. Rotary kinds are
+    called as `encoding(q, k, positions)`; `module()` builds the same thing once, for repeated use.
     """
 
     kind: ClassVar[str] = ""
@@ -40,7 +40,8 @@ class Encoding:
     def module(self) -> torch.nn.Module:
         """A module called as `module(q, k, positions) -> (q2, k2)`.
 
-        Shapes: q (B, H, N, d), k (B, G, M, d), positions (N,) or (B, N) or a pair (of queries, of keys), integers.
+        Shapes: q (B, H, N, d), k (B, G, M, d), positions (N,) or (B, N) or a pair (of queries, of keys),
+        integers.
         """
         raise NotImplementedError
 
@@ -51,9 +52,7 @@ class Encoding:
 
     def to_dict(self) -> dict[str, Any]:
         """A JSON-ready dict with the key `kind`; `from_dict` reads it back."""
-        return {"kind": self.kind} | {
-            f.name: _plain(getattr(self, f.name)) for f in dataclasses.fields(self)
-        }
+        return {"kind": self.kind} | {f.name: _plain(getattr(self, f.name)) for f in dataclasses.fields(self)}
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> Encoding:
@@ -70,15 +69,17 @@ class Encoding:
         known = {f.name for f in dataclasses.fields(cls)}
         for name in fields:
             if name not in known:
-                raise ArgumentError(name, fields[name], f"{cls.kind} has no such field; it has {', '.join(sorted(known))}")
+                raise ArgumentError(
+                    name, fields[name], f"{cls.kind} has no such field; it has {', '.join(sorted(known))}"
+                )
         return cls(**fields)
 
 
 class RotaryModule(torch.nn.Module):
     """The module of a rotary kind, in two steps so that layers with the same schedule can share their tables.
 
-    `tables` depends on positions alone and may be made once for many layers whose `table_key` is equal; `encode`
-    applies them. `forward` does both and checks its arguments.
+    `tables` depends on positions alone and may be made once for many layers whose `table_key` is equal;
+    `encode` applies them. `forward` does both and checks its arguments.
     """
 
     head_dim: int
@@ -99,7 +100,7 @@ class RotaryModule(torch.nn.Module):
         raise NotImplementedError
 
     def own_keys(self, num_heads: int, num_kv_heads: int) -> tuple[tuple[int, int], ...]:
-        """Pairs (query head, index) of heads that read a key of their own, which `encode` puts after the G keys."""
+        """Pairs (query head, index) of heads with a key of their own, which `encode` puts after the G keys."""
         return ()
 
     def forward(self, q: Tensor, k: Tensor, positions: Positions) -> tuple[Tensor, Tensor]:

@@ -31,32 +31,42 @@ _ROTATION, _QUERY, _KEY = 0, 1, 2
 
 @dataclass(frozen=True)
 class DoPE(Encoding):
-    """Denoising rotary position embedding (Xiong et al., arXiv 2511.09146), a training-free repair of a RoPE model.
+    """Denoising rotary position embedding (Xiong et al., arXiv 2511.09146), a training-free repair of a RoPE
+    model.
 
-    The selected heads lose their rotation; all other heads keep `rope`. Modes and their readings (the first is the
+    The selected heads lose their rotation; all other heads keep `rope`. Modes and their readings (the first
+    is the
     default):
 
-    - `parts`: bands with theta_f <= 2 pi / original_length are not rotated, cos = 1 and sin = 0 (`unrotated`, figure
-      1), or those channels become 0 in q and k (`drop`, v1 eq. 34). theta_f is the model's own band, before any rule.
-    - `all`: the head is not rotated at all (`nope`), or its q and k become 0 so that it attends evenly (`zero`, v1
-      eq. 35 taken literally).
-    - `gaussian`: (cos, sin) of each band are replaced by draws of standard deviation `sigma` (`rotation`, v2 figure
-      1), q and k become such draws (`replace`, v1 eq. 36-37), or the unrotated q and k are multiplied by them
-      elementwise (`multiply`, v2 eq. 17). A draw is a fixed function of seed, layer, head, position and channel.
+    - `parts`: bands with theta_f <= 2 pi / original_length are not rotated, cos = 1 and sin = 0
+    (`unrotated`, figure
+      1), or those channels become 0 in q and k (`drop`, v1 eq. 34). theta_f is the model's own band, before
+      any rule.
+    - `all`: the head is not rotated at all (`nope`), or its q and k become 0 so that it attends evenly
+      (`zero`, v1 eq. 35 taken literally).
+    - `gaussian`: (cos, sin) of each band are replaced by draws of standard deviation `sigma` (`rotation`,
+      v2 figure 1), q and k become such draws (`replace`, v1 eq. 36-37), or the unrotated q and k are
+      multiplied by them elementwise (`multiply`, v2 eq. 17). A draw is a fixed function of seed, layer,
+      head, position and channel.
 
-    A rule's attention scale stays on heads that are not rotated: it is a temperature, not a rotation.
+    A rule's attention scale stays on what is not rotated, as it is a temperature and not a rotation; draws
+    replace it together with (cos, sin).
 
     Args:
-        rope: the RoPE, with its length rule, that all other heads keep; a `PerLayer` of them where layers differ.
+        rope: the RoPE, with its length rule, that all other heads keep; a `PerLayer` of them where layers
+        differ.
         heads: the selected (layer, query head) pairs.
         original_length: the training length in tokens.
-        scope: `query_head` (exact: under grouped keys a selected head gets a key of its own) or `kv_group` (whole
+        scope: `query_head` (exact: under grouped keys a selected head gets a key of its own) or `kv_group`
+        (whole
             groups are selected, their shared key changes, nothing is added).
         apply_to: `both`, `query` or `key`: which side loses its rotation.
     """
 
     kind: ClassVar[str] = "dope"
-    summary: ClassVar[str] = "RoPE whose selected heads lose their rotation or get noise for it (arXiv 2511.09146)"
+    summary: ClassVar[str] = (
+        "RoPE whose selected heads lose their rotation or get noise for it (arXiv 2511.09146)"
+    )
 
     rope: RoPE | PerLayer
     heads: HeadSelection
@@ -81,7 +91,9 @@ class DoPE(Encoding):
             if getattr(self, name) not in known:
                 raise unknown_name(name, getattr(self, name), known)
         if not (isinstance(self.original_length, int) and self.original_length > 0):
-            raise ArgumentError("original_length", self.original_length, "give the training length in tokens, above 0")
+            raise ArgumentError(
+                "original_length", self.original_length, "give the training length in tokens, above 0"
+            )
         if not (math.isfinite(self.sigma) and self.sigma > 0):
             raise ArgumentError("sigma", self.sigma, "give a standard deviation above 0")
 
@@ -91,7 +103,9 @@ class DoPE(Encoding):
         if not self.heads.in_layer(layer):
             return rope
         if not isinstance(rope, RoPE):
-            raise ArgumentError("heads", self.heads, f"layer {layer} has no RoPE, so nothing can be removed from it")
+            raise ArgumentError(
+                "heads", self.heads, f"layer {layer} has no RoPE, so nothing can be removed from it"
+            )
         return _LayerDoPE(self, layer, rope)
 
     def module(self) -> RotaryModule:
@@ -129,8 +143,9 @@ class _LayerDoPE(Encoding):
 class DoPEModule(RotaryModule):
     """DoPE in one layer.
 
-    `encode` returns keys of shape (B, G + E, M, d): the G keys that everybody else sees, then E keys of their own for
-    the selected heads that share a group with heads that are not selected. `own_keys` says who reads which.
+    `encode` returns keys of shape (B, G + E, M, d): the G keys that everybody else sees, then E keys of
+    their own for the selected heads that share a group with heads that are not selected. `own_keys` says who
+    reads which.
     """
 
     def __init__(self, dope: DoPE, layer: int, rope: RoPE):
@@ -154,15 +169,17 @@ class DoPEModule(RotaryModule):
         _, _, added = self._units(num_heads, num_kv_heads)
         return tuple((reader, index) for index, (_, _, readers) in enumerate(added) for reader in readers)
 
-    def encode(self, q: Tensor, k: Tensor, positions: tuple[Tensor, Tensor], tables: tuple[Tables, Tables]) -> tuple[
-        Tensor, Tensor
-    ]:
+    def encode(
+        self, q: Tensor, k: Tensor, positions: tuple[Tensor, Tensor], tables: tuple[Tables, Tables]
+    ) -> tuple[Tensor, Tensor]:
         """q (B, H, N, d), k (B, G, M, d) -> (B, H, N, d), (B, G + E, M, d)."""
         whole = self.config.head_dim
         if self.dope.reading in WHOLE_VECTOR and q.shape[-1] < whole:
             raise ArgumentError(
-                "reading", self.dope.reading, f"this model hands over {q.shape[-1]} of {whole} channels; use "
-                f"{READINGS[self.dope.mode][0] if self.dope.mode != 'all' else 'nope'}"
+                "reading",
+                self.dope.reading,
+                f"this model hands over {q.shape[-1]} of {whole} channels; use "
+                f"{READINGS[self.dope.mode][0] if self.dope.mode != 'all' else 'nope'}",
             )
         q2, k2 = self.rope.encode(q, k, positions, tables)
         selected, replaced, added = self._units(q.shape[1], k.shape[1])
@@ -174,7 +191,9 @@ class DoPEModule(RotaryModule):
             return q2, k2
         if replaced:
             chosen = [group for group, _, _ in replaced]
-            k2[:, chosen] = self._changed(k[:, chosen], [u[1] for u in replaced], positions[1], tables[1], _KEY)
+            k2[:, chosen] = self._changed(
+                k[:, chosen], [u[1] for u in replaced], positions[1], tables[1], _KEY
+            )
         if added:
             own = self._changed(
                 k[:, [u[0] for u in added]], [u[1] for u in added], positions[1], tables[1], _KEY
@@ -183,9 +202,11 @@ class DoPEModule(RotaryModule):
         return q2, k2
 
     def _units(self, num_heads: int, num_kv_heads: int) -> tuple[list[tuple[int, int]], list[Any], list[Any]]:
-        """What changes: [(query head, noise head)], then keys as [(group, noise head, readers)], replaced and added.
+        """What changes: [(query head, noise head)], then keys as [(group, noise head, readers)], replaced
+        and added.
 
-        A group's key is replaced when all of its query heads want the same new key; else a key is added beside it.
+        A group's key is replaced when all of its query heads want the same new key; else a key is added
+        beside it.
         """
         size = num_heads // num_kv_heads
         heads = self.dope.heads
@@ -193,7 +214,9 @@ class DoPEModule(RotaryModule):
             heads = heads.kv_groups(num_heads, num_kv_heads)
         mine = heads.in_layer(self.layer)
         if mine and max(mine) >= num_heads:
-            raise ArgumentError("heads", (self.layer, max(mine)), f"the layer has query heads 0 to {num_heads - 1}")
+            raise ArgumentError(
+                "heads", (self.layer, max(mine)), f"the layer has query heads 0 to {num_heads - 1}"
+            )
         by_group: dict[int, list[int]] = {}
         for head in mine:
             by_group.setdefault(head // size, []).append(head)
@@ -211,7 +234,9 @@ class DoPEModule(RotaryModule):
             added = []
         return selected, replaced, added
 
-    def _changed(self, x: Tensor, heads: Sequence[int], positions: Tensor, tables: Tables, side: int) -> Tensor:
+    def _changed(
+        self, x: Tensor, heads: Sequence[int], positions: Tensor, tables: Tables, side: int
+    ) -> Tensor:
         """What the selected heads get for x (B, S, N, d), before any rotation; `heads` name their noise."""
         cos, sin = tables
         scale = self.rope.attention_scale
@@ -219,19 +244,31 @@ class DoPEModule(RotaryModule):
         match self.dope.reading:
             case "unrotated":
                 return rotate(
-                    x, cos.masked_fill(self.slow_channels, scale), sin.masked_fill(self.slow_channels, 0.0), layout
+                    x,
+                    cos.masked_fill(self.slow_channels, scale),
+                    sin.masked_fill(self.slow_channels, 0.0),
+                    layout,
                 )
             case "drop":
                 return rotate(
-                    x, cos.masked_fill(self.slow_channels, 0.0), sin.masked_fill(self.slow_channels, 0.0), layout
+                    x,
+                    cos.masked_fill(self.slow_channels, 0.0),
+                    sin.masked_fill(self.slow_channels, 0.0),
+                    layout,
                 )
             case "nope":
-                return x if scale == 1.0 else rotate(x, torch.full_like(cos, scale), torch.zeros_like(sin), layout)
+                return (
+                    x
+                    if scale == 1.0
+                    else rotate(x, torch.full_like(cos, scale), torch.zeros_like(sin), layout)
+                )
             case "zero":
                 return torch.zeros_like(x)
             case "rotation":
                 bands = cos.shape[-1] // 2
-                drawn = spread(self._noise(_ROTATION, heads, positions, 2 * bands).unflatten(-1, (2, bands)), layout)
+                drawn = spread(
+                    self._noise(_ROTATION, heads, positions, 2 * bands).unflatten(-1, (2, bands)), layout
+                )
                 return rotate(x, drawn[..., 0, :].to(x.dtype), drawn[..., 1, :].to(x.dtype), layout)
             case "replace":
                 return self._noise(side, heads, positions, x.shape[-1]).to(x.dtype).expand_as(x).contiguous()

@@ -32,7 +32,8 @@ def rotary_layers(model: nn.Module) -> tuple[RotaryLayer, ...]:
     """The model's rotary attention layers in order, each with the RoPE that it was made with.
 
     Raises:
-        UnsupportedModelError: no rotary attention, or one that can't be served; the text says which class and why.
+        UnsupportedModelError: no rotary attention, or one that can't be served; the text says which class
+        and why.
     """
     attentions = _attentions(model)
     layers = []
@@ -148,7 +149,8 @@ def _read_rule(
 
 def _read_layout(attention: nn.Module, rotary_dim: int) -> str:
     """Try the attention's own function on random vectors and see which pair layout gives its numbers."""
-    apply = innermost_globals(layer_forward(attention), APPLY)[APPLY]
+    # The class's own forward: the layer's may be a copy in which the name means an encoder.
+    apply = innermost_globals(type(attention).forward, APPLY)[APPLY]
     generator = torch.Generator().manual_seed(0)
     q = torch.randn(1, 1, 4, rotary_dim, generator=generator)
     for layout in LAYOUTS:
@@ -158,17 +160,19 @@ def _read_layout(attention: nn.Module, rotary_dim: int) -> str:
                 turned = apply(q, q, *tables)
             except Exception:  # a function of another signature or shape: not this layout
                 continue
-            if isinstance(turned, tuple) and len(turned) == 2 and torch.allclose(
-                turned[0], rotate(q, cos, sin, layout), atol=1e-5
+            if (
+                isinstance(turned, tuple)
+                and len(turned) == 2
+                and torch.allclose(turned[0], rotate(q, cos, sin, layout), atol=1e-5)
             ):
                 return layout
     raise UnsupportedModelError(
-        f"{type(attention).__name__}: its {APPLY} pairs channels in neither of the layouts {', '.join(LAYOUTS)}"
+        f"{type(attention).__name__}: its {APPLY} turns channels otherwise than {' or '.join(LAYOUTS)} layouts"
     )
 
 
 def _table_forms(layout: str, cos: Tensor, sin: Tensor) -> list[tuple[Tensor, Tensor]]:
-    """The ways in which transformers hands (cos, sin) on: one number a channel, twice the bands, or once the bands."""
+    """How transformers may hand (cos, sin) on: the bands twice, a number a channel, or the bands once."""
     bands = slice(0, None, 2) if layout == "interleaved" else slice(0, cos.shape[-1] // 2)
     once = cos[..., bands], sin[..., bands]
     twice = torch.cat([once[0], once[0]], dim=-1), torch.cat([once[1], once[1]], dim=-1)

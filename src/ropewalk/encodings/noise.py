@@ -1,4 +1,4 @@
-"""Gaussian noise that is a fixed function of its coordinates, so that chunks, batches and cached keys agree."""
+"""Gaussian noise as a fixed function of its coordinates: chunks, batches and cached keys agree."""
 
 from __future__ import annotations
 
@@ -17,9 +17,10 @@ def gaussian(
 ) -> Tensor:
     """Standard normal draws of shape (*positions.shape[:-1], len(heads), N, channels), float32.
 
-    Each draw depends on (seed, stream, layer, head, position, channel) and on nothing else: not on the batch, not on
-    how the sequence was cut, not on the state of any generator. A 32-bit counter hash gives two uniform numbers, the
-    Box-Muller transform one normal number; its largest magnitude is sqrt(2 ln 2^25), about 5.9.
+    Each draw depends on (seed, stream, layer, head, position, channel) and on nothing else: not on the
+    batch, not on how the sequence was cut, not on the state of any generator. A 32-bit counter hash gives
+    two uniform numbers, the Box-Muller transform one normal number; its largest magnitude is sqrt(2 ln
+    2^25), about 5.9.
 
     Args:
         positions: integers, shape (N,) or (B, N).
@@ -44,7 +45,7 @@ def _uniform(bits: Tensor) -> Tensor:
 
 
 def _mix(x: Tensor) -> Tensor:
-    """A bijection of 32-bit integers (held in int64) in which each input bit moves about half of the output bits."""
+    """A bijection of 32-bit integers (in int64): each input bit moves about half of the output bits."""
     x = x & _MASK
     x = _times(x ^ (x >> 16), 0x85EBCA6B)
     x = _times(x ^ (x >> 13), 0xC2B2AE35)

@@ -27,7 +27,7 @@ class PerLayer(Encoding):
         """The layer's own encoding; a layer without one is an error that names it."""
         for index, encoding in self.layers:
             if index == layer:
-                return encoding
+                return encoding.at(layer)
         known = ", ".join(str(index) for index, _ in self.layers)
         raise ArgumentError("layer", layer, f"no encoding for it; there is one for {known}")
 
@@ -42,5 +42,7 @@ class PerLayer(Encoding):
     def _from_fields(cls, fields: dict[str, Any]) -> Encoding:
         nested = dict(fields)
         if isinstance(nested.get("layers"), list):
-            nested["layers"] = tuple((int(index), Encoding.from_dict(data)) for index, data in nested["layers"])
+            nested["layers"] = tuple(
+                (int(index), Encoding.from_dict(data)) for index, data in nested["layers"]
+            )
         return super()._from_fields(nested)

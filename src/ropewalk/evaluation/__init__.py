@@ -1,0 +1,1 @@
+"""From prompts to answers, to records on disk, to figures with intervals."""

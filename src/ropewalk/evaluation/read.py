@@ -85,7 +85,9 @@ class Reader:
 
     def _logits(self, ids: tuple[int, ...], cache: DynamicCache, last: int) -> Tensor:
         """(last, vocabulary): logits at the last tokens of `ids`, which follow what is cached."""
-        output = self.model(input_ids=self._tensor(ids), past_key_values=cache, use_cache=True, logits_to_keep=last)
+        output = self.model(
+            input_ids=self._tensor(ids), past_key_values=cache, use_cache=True, logits_to_keep=last
+        )
         logits: Tensor = output.logits[0, -last:]
         return logits
 

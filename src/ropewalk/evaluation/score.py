@@ -112,9 +112,9 @@ def mean_interval(
     """The mean of all values and its t-interval; clusters, a label for each value, are the independent units.
 
     With k >= 2 clusters the variance of the mean is k/(k-1) sum_c (S_c - n_c mean)^2 / n^2, S_c the sum and
-    n_c the size of cluster c, at k - 1 degrees of freedom: the weighted variance of the cluster means. With one
-    cluster the interval is over its values. Raises ArgumentError for no values, a value that isn't finite, or
-    unequal lengths.
+    n_c the size of cluster c, at k - 1 degrees of freedom: the weighted variance of the cluster means. With
+    one cluster the interval is over its values. Raises ArgumentError for no values, a value that isn't
+    finite, or unequal lengths.
     """
     groups = _groups(values, clusters, confidence)
     mean, error, df = _mean_error(groups)

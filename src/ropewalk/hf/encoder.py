@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from ropewalk.encodings.base import RotaryModule, Tables
@@ -12,27 +13,46 @@ from ropewalk.hf.step import StepTables
 
 
 class LayerEncoder:
-    """Encodes one layer's queries and keys, with the plan's module or, in a step that runs plain, the model's own."""
+    """Encodes one layer's queries and keys with the plan's module, or in a plain step the model's own."""
 
     def __init__(self, module: RotaryModule, plain: RotaryModule):
         self.module = module
         self.plain = plain
 
     def __call__(
-        self, q: Tensor, k: Tensor, positions: Tensor, step: StepTables, *_: Any, unsqueeze_dim: int = 1, **__: Any
+        self,
+        q: Tensor,
+        k: Tensor,
+        positions: Tensor,
+        step: StepTables,
+        *_: Any,
+        unsqueeze_dim: int = 1,
+        **__: Any,
     ) -> tuple[Tensor, Tensor]:
         """The signature of transformers' function, with (positions, step) where it has (cos, sin)."""
         if not isinstance(step, StepTables):
-            raise UnsupportedModelError("this attention got (cos, sin) from elsewhere than its model's rotary module")
+            raise UnsupportedModelError(
+                "this attention got (cos, sin) from elsewhere than its model's rotary module"
+            )
         module = self.module if step.is_active else self.plain
-        tables = self._tables(module, q, positions, step)
+        positions = positions.to(q.device)
+        tables = _tables(module, q, positions, step)
         pair = positions, positions
         if unsqueeze_dim == 2:  # heads after tokens, as a few architectures keep them
             q2, k2 = module.encode(q.transpose(1, 2), k.transpose(1, 2), pair, (tables, tables))
             return q2.transpose(1, 2), k2.transpose(1, 2)
         return module.encode(q, k, pair, (tables, tables))
 
-    @staticmethod
-    def _tables(module: RotaryModule, q: Tensor, positions: Tensor, step: StepTables) -> Tables:
-        key = (module.table_key, q.dtype, q.device)
-        return step.get(key, lambda: module.tables(positions.to(q.device), q.dtype))
+
+# Beside the class, not in it: torch.compile can't guard a static method of an object that it finds in a
+# global.
+def _tables(module: RotaryModule, q: Tensor, positions: Tensor, step: StepTables) -> Tables:
+    _follow(module, q.device)
+    return step.get((module.table_key, q.dtype, q.device), module, positions, q.dtype)
+
+
+def _follow(module: RotaryModule, device: torch.device) -> None:
+    """Move a module's buffers to its layer's device: it isn't part of the model, so `.to` misses it."""
+    held = next(module.buffers(), None)
+    if held is not None and held.device != device:
+        module.to(device)

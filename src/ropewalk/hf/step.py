@@ -2,26 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable
-from typing import NamedTuple
+from collections.abc import Hashable
+from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 
-Tables = tuple[Tensor, Tensor]
+from ropewalk.encodings.base import RotaryModule, Tables
+from ropewalk.hf.when import Switch
 
 
 class StepTables:
     """The (cos, sin) tables of one forward pass, made once for all layers that share a schedule."""
 
-    def __init__(self, positions: Tensor, is_active: bool):
-        self.positions = positions
+    def __init__(self, is_active: bool):
         self.is_active = is_active
         self._made: dict[Hashable, Tables] = {}
 
-    def get(self, key: Hashable, make: Callable[[], Tables]) -> Tables:
-        """The tables under `key`, made by `make` the first time."""
+    def get(self, key: Hashable, module: RotaryModule, positions: Tensor, dtype: torch.dtype) -> Tables:
+        """The tables under `key`, made by `module` the first time."""
         if key not in self._made:
-            self._made[key] = make()
+            self._made[key] = module.tables(positions, dtype)
         return self._made[key]
 
 
@@ -30,3 +31,14 @@ class Step(NamedTuple):
 
     positions: Tensor
     tables: StepTables
+
+
+class PositionGiver:
+    """Stands for a rotary module's `forward`: hands on positions (B, N) and room for tables made once."""
+
+    def __init__(self, switch: Switch):
+        self._switch = switch
+
+    def __call__(self, x: Tensor, position_ids: Tensor, *_: Any, **__: Any) -> Step:
+        """In place of (cos, sin) of `position_ids`."""
+        return Step(position_ids, StepTables(self._switch.is_active))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import types
 from collections.abc import Mapping
 from typing import Any
 
@@ -18,16 +17,21 @@ class Switch:
     """Tells each forward pass whether the plan applies to it.
 
     `always`: it does. `long`: it does when the whole generation, prompt and new tokens, is longer than
-    `original_length`. `model.generate` knows that length beforehand. A bare forward pass counts its own tokens and
-    those in its cache; the answer is kept on the cache, so all later passes with that cache follow it.
+    `original_length`. `model.generate` knows that length beforehand. A bare forward pass counts its own
+    tokens and those in its cache; the answer is kept on the cache, so all later passes with that cache
+    follow it.
     """
 
-    def __init__(self, model: nn.Module, when: str, original_length: int):
+    def __init__(self, model: nn.Module, when: str = "always", original_length: int | None = None):
         if when not in WHEN:
             raise unknown_name("when", when, WHEN)
-        if original_length < 1:
-            raise ArgumentError("original_length", original_length, "give the training length in tokens, above 0")
-        self._model, self._when, self._original_length = model, when, original_length
+        if when == "long" and (
+            isinstance(original_length, bool) or not isinstance(original_length, int) or original_length < 1
+        ):
+            raise ArgumentError(
+                "original_length", original_length, "give the training length in tokens, 1 or more"
+            )
+        self._model, self._when, self._original_length = model, when, original_length or 0
         self._generation: bool | None = None
         self._hooks: list[Any] = []
         self.is_active = True
@@ -36,63 +40,98 @@ class Switch:
         """Start listening to the model's calls; needed for `long` only."""
         if self._when == "always":
             return
+        # The decoder inside the model, so that a call of that part alone is heard too.
+        decoder = getattr(self._model, "base_model", self._model)
         self._hooks = [
-            self._model.register_forward_pre_hook(self._before, with_kwargs=True),
-            self._model.register_forward_hook(self._after, with_kwargs=True),
+            decoder.register_forward_pre_hook(self._before, with_kwargs=True),
+            decoder.register_forward_hook(self._after, with_kwargs=True),
         ]
-        generate = getattr(self._model, "generate", None)
-        if generate is not None:
-            self._model.__dict__["generate"] = types.MethodType(self._generating(generate), self._model)
+        if hasattr(self._model, "generate"):
+            self._hooks.append(_Generate(self, self._model))
 
     def disconnect(self) -> None:
         """Stop listening; the model's own `generate` is back."""
-        if self._when == "always":
-            return
         for hook in self._hooks:
             hook.remove()
-        self._model.__dict__.pop("generate", None)
+        self._hooks = []
 
-    def _generating(self, generate: Any) -> Any:
-        def generate_with_one_base(model: nn.Module, *args: Any, **kwargs: Any) -> Any:
-            self._generation = _generation_length(model, args, kwargs) > self._original_length
-            try:
-                return generate(*args, **kwargs)
-            finally:
-                self._generation = None
+    def start_generation(self, model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+        """Decide for all passes of one `generate` call, unless its cache holds keys and so has decided."""
+        kept = _kept_answer(kwargs.get("past_key_values"))
+        self._generation = (
+            _generation_length(model, args, kwargs) > self._original_length if kept is None else kept
+        )
 
-        return generate_with_one_base
+    def end_generation(self) -> None:
+        """Passes decide for themselves again."""
+        self._generation = None
 
-    def _before(self, model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
-        if self._generation is not None:
-            self.is_active = self._generation
-            return
+    def _before(self, decoder: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
         cache = kwargs.get("past_key_values")
-        remembered = getattr(cache, _MARK, None)
-        if remembered is None:
+        answer = _kept_answer(cache) if self._generation is None else self._generation
+        if answer is None:
             given = kwargs.get("input_ids", args[0] if args else None)
             given = kwargs.get("inputs_embeds") if given is None else given
-            past = cache.get_seq_length() if cache is not None else 0
-            remembered = past + (given.shape[1] if isinstance(given, Tensor) else 0) > self._original_length
-        self.is_active = remembered
-
-    def _after(self, model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Any) -> None:
-        cache = getattr(output, "past_key_values", None)
+            past = int(cache.get_seq_length()) if cache is not None else 0
+            answer = past + (given.shape[1] if isinstance(given, Tensor) else 0) > self._original_length
+        self.is_active = answer
         if cache is not None:
-            setattr(cache, _MARK, self.is_active)
+            setattr(cache, _MARK, answer)
+
+    def _after(
+        self, decoder: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Any
+    ) -> None:
+        parts = output if isinstance(output, tuple) else (getattr(output, "past_key_values", None),)
+        for part in parts:
+            if hasattr(part, "get_seq_length"):
+                setattr(part, _MARK, self.is_active)
+
+
+class _Generate:
+    """Stands for a model's `generate`: tells the switch how long each generation can get."""
+
+    def __init__(self, switch: Switch, model: nn.Module):
+        self._switch, self._model = switch, model
+        self._before = model.__dict__.get("generate")
+        model.__dict__["generate"] = self
+
+    def remove(self) -> None:
+        """Put back what was there."""
+        self._model.__dict__.pop("generate", None)
+        if self._before is not None:
+            self._model.__dict__["generate"] = self._before
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """`generate` with one base from the first token to the last."""
+        model: Any = self._model
+        self._switch.start_generation(model, args, kwargs)
+        try:
+            if self._before is not None:
+                return self._before(*args, **kwargs)
+            return type(model).generate(model, *args, **kwargs)
+        finally:
+            self._switch.end_generation()
+
+
+def _kept_answer(cache: Any) -> bool | None:
+    """What an earlier pass with this cache decided; None for a new cache, or one emptied since."""
+    kept: bool | None = getattr(cache, _MARK, None)
+    return None if kept is None or int(cache.get_seq_length()) == 0 else kept
 
 
 def _generation_length(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> int:
     """Tokens at the end of a `generate` call that doesn't stop early."""
-    prompt = next((kwargs[n] for n in ("input_ids", "inputs", "inputs_embeds") if kwargs.get(n) is not None), None)
+    prompt = next(
+        (kwargs[n] for n in ("input_ids", "inputs", "inputs_embeds") if kwargs.get(n) is not None), None
+    )
     prompt = args[0] if prompt is None and args else prompt
     length = prompt.shape[1] if isinstance(prompt, Tensor) else 1
-    config: Any = kwargs.get("generation_config") or model.generation_config
+    given: Any = kwargs.get("generation_config") or (args[1] if len(args) > 1 else None)
     default: Any = model.generation_config
 
     def setting(name: str) -> int | None:
-        found = kwargs.get(name)
-        found = getattr(config, name, None) if found is None else found
-        return getattr(default, name, None) if found is None else found
+        sources = (kwargs.get(name), getattr(given, name, None), getattr(default, name, None))
+        return next((value for value in sources if value is not None), None)
 
     if (new := setting("max_new_tokens")) is not None:
         return length + int(new)

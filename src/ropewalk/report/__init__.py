@@ -1,1 +1,1 @@
-"""Report."""
+"""From records to words, tables and pictures."""

@@ -1,0 +1,1 @@
+"""Tasks that tell how far a model reads, one file each."""

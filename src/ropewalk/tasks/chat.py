@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import datetime
 from dataclasses import dataclass
 from itertools import takewhile
 from typing import TYPE_CHECKING
@@ -14,8 +13,19 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 _SENTINEL = "HAYSTACKGOESHERE"
-# Some chat templates print today's date; prompts must be the same every day.
-_DAY = datetime.date(2025, 1, 1)
+# Some chat templates print today's date; prompts must be the same every day. Llama's take a `date_string`;
+# others call strftime_now, which no argument can replace, only a macro of that name before the template.
+_DAY = {
+    "%Y": "2025",
+    "%y": "25",
+    "%m": "01",
+    "%B": "January",
+    "%b": "Jan",
+    "%d": "01",
+    "%A": "Wednesday",
+    "%a": "Wed",
+}
+_TIME = {"%H": "00", "%M": "00", "%S": "00"}
 
 
 @dataclass(frozen=True)
@@ -72,8 +82,8 @@ def chat_frame(
             tokenize=False,
             add_generation_prompt=True,
             enable_thinking=False,  # a reasoning model must answer at once, as the others do
-            date_string=_DAY.strftime("%d %b %Y"),
-            strftime_now=_DAY.strftime,
+            chat_template=_without_today(str(tokenizer.get_chat_template())),
+            date_string="01 Jan 2025",
         )
     except Exception as error:  # a template is a program: it can raise anything
         reason = " ".join(str(error).split())[:200]
@@ -87,3 +97,11 @@ def chat_frame(
         )
     opening = (*encode(tokenizer, head, special=True), *encode(tokenizer, instruction + "\n\n"))
     return Frame(opening, "\n\n" + question, rest[0], answer_prefix)
+
+
+def _without_today(template: str) -> str:
+    """The template, with a strftime_now that always tells the same day."""
+    if "strftime_now" not in template:
+        return template
+    replaced = "".join(f"|replace('{code}', '{value}')" for code, value in (_DAY | _TIME).items())
+    return f"{{% macro strftime_now(format) %}}{{{{ format{replaced} }}}}{{% endmacro %}}{template}"

@@ -82,7 +82,7 @@ def draw_window(text: Text, tokenizer: PreTrainedTokenizerBase, count: int, frac
     but the arguments. Raises ArgumentError when the whole text has fewer tokens: text is never repeated.
     """
     whole = text.text
-    characters = int(1.2 * count * _characters_per_token(whole, tokenizer)) + 2 * _SENTENCE_CHARACTERS
+    characters = int(1.2 * count * characters_per_token(whole, tokenizer)) + 2 * _SENTENCE_CHARACTERS
     while characters < len(whole):
         start = _sentence_start(whole, int(fraction * (len(whole) - characters)))
         ids = encode(tokenizer, whole[start : start + characters])
@@ -97,7 +97,7 @@ def draw_window(text: Text, tokenizer: PreTrainedTokenizerBase, count: int, frac
     return ids[start : start + count]
 
 
-def _characters_per_token(text: str, tokenizer: PreTrainedTokenizerBase) -> float:
+def characters_per_token(text: str, tokenizer: PreTrainedTokenizerBase) -> float:
     """Estimated from a stretch in the middle: the start of a text is often a title page or a licence."""
     start = max(0, (len(text) - _PROBE_CHARACTERS) // 2)
     probe = text[start : start + _PROBE_CHARACTERS]

@@ -177,6 +177,10 @@ class NeedleTask:
         keys = self._free_keys()
         return [self._prompt(tokenizer, frame, keys, index) for index in range(first, first + number)]
 
+    def prompt_id(self, index: int) -> str:
+        """The name of prompt `index`."""
+        return f"needle/{self.protocol}/{self.setting}/{self.length}/{self.seed}/{index}"
+
     def _frame(self, tokenizer: PreTrainedTokenizerBase) -> Frame:
         said = self.wording
         if self.use_chat_template and tokenizer.chat_template:
@@ -218,15 +222,16 @@ class NeedleTask:
             remedy = f"needles and question take {around} tokens; use at least {least}"
             raise ArgumentError("length", self.length, remedy)
         start = random.Random(f"window/{self.seed}").random()
-        window = draw_window(self.text, tokenizer, count, (start + index * _GOLDEN) % 1.0)
+        # Room for the noise is drawn and cut off, so that a noisy prompt has the original one's text.
+        drawn = count + len(noise) * len(needles)
+        window = draw_window(self.text, tokenizer, drawn, (start + index * _GOLDEN) % 1.0)[:count]
         places = [_place(tokenizer, window, needle.depth) for needle in needles]
         haystack, spans = _hide(frame.head, window, places, hidden, noise)
         questions = tuple(
             Question(tuple(ids), tuple(answer), n.key, n.value, n.depth, span)
             for n, (ids, answer), span in zip(needles, asked, spans, strict=True)
         )
-        name = f"needle/{self.protocol}/{self.setting}/{self.length}/{self.seed}/{index}"
-        return NeedlePrompt(name, tuple(haystack), questions)
+        return NeedlePrompt(self.prompt_id(index), tuple(haystack), questions)
 
     def _noise(self, tokenizer: PreTrainedTokenizerBase) -> list[int]:
         if self.setting == "original":

@@ -1,0 +1,119 @@
+"""`ropewalk extend`: make a RoPE model read further, and show by how much."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from ropewalk.cli.options import duration, prepared_folder
+
+if TYPE_CHECKING:
+    from ropewalk.extend import Job, Outcome
+
+
+def extend_model(
+    model: Annotated[str, typer.Argument(help="A Hugging Face id, a folder, a .gguf file, or smollm2.")],
+    length: Annotated[int, typer.Option(help="The length to reach, in tokens.")],
+    text: Annotated[
+        str, typer.Option(help="Haystack text: a file, hf:NAME[:CONFIG][:SPLIT][#COLUMN], or kjv.")
+    ] = "kjv",
+    budget: Annotated[str, typer.Option(help="Time to spend: 90s, 30m, 4h.")] = "30m",
+    out: Annotated[Path, typer.Option(help="Folder for plan/, results.jsonl and summary.md.")] = Path(
+        "extend-out"
+    ),
+    setting: Annotated[
+        str, typer.Option(help="original, or noisy: start tokens after each needle.")
+    ] = "original",
+    protocol: Annotated[str, typer.Option(help="multi: many needles a haystack; single: one.")] = "multi",
+    depths: Annotated[int, typer.Option(help="Depths, from 0 to 1.")] = 10,
+    seed: Annotated[int, typer.Option(help="Seed of the prompts.")] = 0,
+    original_length: Annotated[int, typer.Option(help="Training length; 0: as the config says.")] = 0,
+    when: Annotated[
+        str, typer.Option(help="long: the plan applies past the training length; or always.")
+    ] = "long",
+    revision: Annotated[str, typer.Option(help="Revision of a Hugging Face id.")] = "",
+    trust_remote_code: Annotated[bool, typer.Option(help="Run code that a model brings along.")] = False,
+) -> None:
+    """Find the length rule and the DoPE plan with which a model reads LENGTH tokens, and save the plan."""
+    console = Console()
+    seconds = duration(budget)
+    folder = prepared_folder(out)
+
+    from ropewalk.cli.progress import Watch
+    from ropewalk.evaluation.store import Store, write_atomically
+    from ropewalk.extend import Job, extend
+    from ropewalk.hf.fingerprint import describe
+    from ropewalk.hf.loading import load_model
+    from ropewalk.hf.plan import Plan
+    from ropewalk.hf.when import WHEN
+    from ropewalk.errors import unknown_name
+    from ropewalk.report.figures import draw_final
+    from ropewalk.report.summary import evidence, markdown
+    from ropewalk.tasks.haystack import read_text
+
+    if when not in WHEN:
+        raise unknown_name("when", when, WHEN)
+    haystack = read_text(text)
+    loaded, tokenizer = load_model(model, revision=revision or None, trust_remote_code=trust_remote_code)
+    about = describe(loaded)
+    job = Job(
+        target_length=length,
+        original_length=original_length or about["original_length"],
+        text=haystack,
+        setting=setting,
+        protocol=protocol,
+        depths=depths,
+        seed=seed,
+        budget=seconds,
+    )
+    with Store(folder / "results.jsonl", _settings(job, about)) as store:
+        spent = sum(record.get("seconds", 0.0) for record in store.records())
+        with Watch(console, seconds, spent).shown() as watch:
+            outcome = extend(loaded, tokenizer, job, store, watch.start, watch.done)
+    assert outcome.winner is not None
+    plan = Plan.of(
+        loaded, outcome.winner.encoding, length, job.original_length, when=when, evidence=evidence(outcome)
+    )
+    plan.save_pretrained(folder / "plan")
+    command = shlex.join(["ropewalk", *sys.argv[1:]])
+    write_atomically(folder / "summary.md", markdown(outcome, command, about))
+    draw_final(outcome, folder / "depths.png")
+    _print(console, outcome, folder)
+
+
+def _settings(job: Job, model: dict[str, Any]) -> dict[str, Any]:
+    """What must be the same for a run to go on; the budget may grow."""
+    return {
+        "model": {name: model[name] for name in ("name", "revision", "fingerprint")},
+        "text": job.text.to_dict(),
+        "target_length": job.target_length,
+        "original_length": job.original_length,
+        "setting": job.setting,
+        "protocol": job.protocol,
+        "depths": job.depths,
+        "seed": job.seed,
+    }
+
+
+def _print(console: Console, outcome: Outcome, folder: Path) -> None:
+    from ropewalk.report.summary import HEADER, final_rows, verdict
+
+    table = Table(
+        title=f"{outcome.job.target_length:,} tokens, prompts that no choice had seen; 95 % intervals"
+    )
+    for name in HEADER:
+        table.add_column(name)
+    for row in final_rows(outcome):
+        table.add_row(*row.cells())
+    console.print(table)
+    console.print(verdict(outcome), markup=False, highlight=False)
+    console.print(
+        f"Saved: {folder}/plan, {folder}/results.jsonl, {folder}/summary.md, {folder}/depths.png",
+        markup=False,
+    )

@@ -1,0 +1,100 @@
+"""`ropewalk needle`: one measurement of how well a model, with or without a plan, finds needles."""
+
+from __future__ import annotations
+
+import time
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+
+def measure_needles(
+    model: Annotated[str, typer.Argument(help="A Hugging Face id, a folder, a .gguf file, or smollm2.")],
+    length: Annotated[int, typer.Option(help="Tokens of each prompt; 0: the model's training length.")] = 0,
+    plan: Annotated[str, typer.Option(help="A saved plan: a folder or a Hugging Face id.")] = "",
+    text: Annotated[
+        str, typer.Option(help="Haystack text: a file, hf:NAME[:CONFIG][:SPLIT][#COLUMN], or kjv.")
+    ] = "kjv",
+    prompts: Annotated[int, typer.Option(help="How many prompts.")] = 1,
+    setting: Annotated[
+        str, typer.Option(help="original, or noisy: start tokens after each needle.")
+    ] = "original",
+    protocol: Annotated[str, typer.Option(help="multi: many needles a haystack; single: one.")] = "multi",
+    depths: Annotated[int, typer.Option(help="Depths, from 0 to 1.")] = 10,
+    seed: Annotated[int, typer.Option(help="Seed of the prompts.")] = 0,
+    out: Annotated[
+        str, typer.Option(help="A .jsonl file for every prompt and answer; it can be resumed.")
+    ] = "",
+    revision: Annotated[str, typer.Option(help="Revision of a Hugging Face id.")] = "",
+    trust_remote_code: Annotated[bool, typer.Option(help="Run code that a model brings along.")] = False,
+) -> None:
+    """Hide numbers in a long text and ask the model for them."""
+    from ropewalk.evaluation.read import Reader
+    from ropewalk.hf.fingerprint import describe
+    from ropewalk.hf.loading import load_model
+    from ropewalk.hf.plan import Plan
+    from ropewalk.tasks.haystack import read_text
+    from ropewalk.tasks.needle import NeedleTask
+
+    saved = Plan.from_pretrained(plan) if plan else None
+    haystack = read_text(text)
+    loaded, tokenizer = load_model(model, revision=revision or None, trust_remote_code=trust_remote_code)
+    about = describe(loaded)
+    task = NeedleTask(
+        haystack,
+        length or about["original_length"],
+        depths=depths,
+        protocol=protocol,
+        setting=setting,
+        seed=seed,
+    )
+    console = Console()
+    encoding = saved.encoding.to_dict() if saved else None
+    settings = {"model": about["fingerprint"], "encoding": encoding, "task": task.to_dict()}
+    with saved.installed(loaded, when="always") if saved else nullcontext():
+        answers = _answers(Reader(loaded, tokenizer), task, prompts, out, settings, console)
+    _print(console, answers, f"{model}, {task.length:,} tokens, {'with' if saved else 'without'} a plan")
+
+
+def _answers(
+    reader: Any, task: Any, number: int, out: str, settings: dict[str, Any], console: Console
+) -> list[Any]:
+    from ropewalk.evaluation.score import Answer
+    from ropewalk.evaluation.store import Store
+
+    found: list[Any] = []
+    with Store(Path(out), settings) if out else nullcontext() as store:
+        known = {record["key"]: record for record in store.records()} if store else {}
+        with console.status("reading") as status:
+            for index, prompt in enumerate(task.prompts(reader.tokenizer, number)):
+                status.update(f"prompt {index + 1} of {number}")
+                if prompt.id in known:
+                    found += [Answer.from_dict(a) for a in known[prompt.id]["answers"]]
+                    continue
+                began = time.monotonic()
+                answers = reader.answers(prompt, task.setting)
+                seconds = round(time.monotonic() - began, 2)
+                if store:
+                    plain = [answer.to_dict() for answer in answers]
+                    store.append({"key": prompt.id, "seconds": seconds, "answers": plain})
+                found += answers
+    return found
+
+
+def _print(console: Console, answers: list[Any], title: str) -> None:
+    from ropewalk.report.summary import nll, right
+
+    table = Table(title=title)
+    for name in ("depth", "expected", "answered", "right", "NLL"):
+        table.add_column(name)
+    for answer in answers:
+        mark = "yes" if answer.is_exact else "no"
+        table.add_row(
+            f"{answer.depth:.2f}", answer.expected, answer.generated.strip(), mark, f"{answer.nll:.3f}"
+        )
+    console.print(table)
+    console.print(f"right: {right(answers)}; answer NLL: {nll(answers)} (95 % intervals)", markup=False)

@@ -1,0 +1,34 @@
+"""Command line values that several commands read the same way."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+
+from ropewalk.errors import ArgumentError
+
+_UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0, "": 1.0}
+
+
+def duration(text: str) -> float:
+    """Seconds in `90s`, `30m`, `1.5h` or a bare number of seconds."""
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)([smh]?)", text.strip())
+    if not found or float(found[1]) <= 0:
+        raise ArgumentError("budget", text, "give a time above 0, such as 90s, 30m or 4h")
+    return float(found[1]) * _UNITS[found[2]]
+
+
+def prepared_folder(path: Path) -> Path:
+    """The folder, made if it isn't there; refused before any work when it can't be written."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        probe = path / f".write-{os.getpid()}"
+        probe.write_bytes(b"ropewalk")
+        probe.unlink()
+    except OSError as error:
+        reason = error.strerror or type(error).__name__
+        raise ArgumentError(
+            "out", str(path), f"can't write there ({reason}); choose another folder"
+        ) from error
+    return path

@@ -1,0 +1,36 @@
+"""What a figure needs beside it to be believed: versions and machine."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+from pathlib import Path
+
+import torch
+
+
+def versions() -> dict[str, str]:
+    """The versions that decide a result."""
+    names = ("ropewalk", "torch", "transformers")
+    found = {"python": platform.python_version()}
+    for name in names:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:  # run from a source tree that isn't installed
+            found[name] = "not installed"
+    return found
+
+
+def machine() -> str:
+    """One line: processor, threads in use and accelerator."""
+    model = platform.processor() or platform.machine()
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                model = line.partition(":")[2].strip()
+                break
+    except OSError:
+        pass  # not Linux: the platform's own word stays
+    device = torch.cuda.get_device_name(0) if torch.cuda.is_available() else "no GPU"
+    return f"{model}, {os.cpu_count()} processors, {torch.get_num_threads()} threads, {device}"

@@ -1,0 +1,280 @@
+"""The main job: how far does a model read, and which length rule and DoPE plan make it read further?"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from ropewalk.analysis.measure import measure
+from ropewalk.analysis.statistics import Statistics
+from ropewalk.encodings.model_rotation import model_config, own_rotation
+from ropewalk.errors import ArgumentError
+from ropewalk.evaluation.candidates import Candidate, dope_candidates, plain_candidate, rule_candidates
+from ropewalk.evaluation.halving import halve
+from ropewalk.evaluation.likelihood import token_nll
+from ropewalk.evaluation.read import Reader
+from ropewalk.evaluation.score import Answer, PairedDifference, mean_interval, paired_difference
+from ropewalk.evaluation.store import Store
+from ropewalk.evaluation.sweep import Done, Sweep
+from ropewalk.hf import installed
+from ropewalk.tasks.haystack import Text, characters_per_token, draw_window, text_of
+from ropewalk.tasks.needle import NeedleTask
+
+# Shares of the time that is left after the first measurements.
+RULES_SHARE, DOPE_SHARE = 0.40, 0.27
+SHORT_TOKENS, SHORT_WINDOWS = 512, 8
+FINAL_FIRST = 1000
+MOST_FINAL_PROMPTS = 24
+
+
+@dataclass(frozen=True)
+class Job:
+    """What is asked for: lengths in tokens, the budget in seconds."""
+
+    target_length: int
+    original_length: int
+    text: Text
+    setting: str = "original"
+    protocol: str = "multi"
+    depths: int = 10
+    seed: int = 0
+    budget: float = 1800.0
+    noise_tokens: int = 16
+
+    def __post_init__(self) -> None:
+        if self.target_length <= self.original_length:
+            raise ArgumentError(
+                "length",
+                self.target_length,
+                f"must be above the training length, {self.original_length} tokens",
+            )
+        if self.budget <= 0:
+            raise ArgumentError("budget", self.budget, "must be above 0 seconds")
+
+    def task(self, text: Text, length: int | None = None) -> NeedleTask:
+        """The needle task on a part of the text, at the target length unless another is given."""
+        return NeedleTask(
+            text,
+            length or self.target_length,
+            depths=self.depths,
+            protocol=self.protocol,
+            setting=self.setting,
+            seed=self.seed,
+            noise_tokens=self.noise_tokens,
+        )
+
+
+@dataclass
+class Outcome:
+    """All that was found; answers by candidate name."""
+
+    job: Job
+    at_original: list[Answer] = field(default_factory=list)
+    rules: list[tuple[Candidate, list[Answer]]] = field(default_factory=list)
+    dope: list[tuple[Candidate, list[Answer]]] = field(default_factory=list)
+    final: dict[str, list[Answer]] = field(default_factory=dict)
+    short: dict[str, dict[int, tuple[float, float, float]]] = field(default_factory=dict)
+    plain: Candidate | None = None
+    best_rule: Candidate | None = None
+    best_dope: Candidate | None = None
+    winner: Candidate | None = None
+
+    def against(self, one: Candidate, other: Candidate) -> PairedDifference:
+        """The paired difference of two candidates on the final prompts."""
+        return paired_difference(self.final[one.name], self.final[other.name])
+
+
+class Clock:
+    """The budget: seconds spent, by earlier runs too, and seconds left."""
+
+    def __init__(self, budget: float, spent_before: float):
+        self._budget, self._spent_before, self._began = budget, spent_before, time.monotonic()
+
+    @property
+    def left(self) -> float:
+        """Seconds left of the budget; below 0 once it is overdrawn."""
+        return self._budget - self._spent_before - (time.monotonic() - self._began)
+
+
+def extend(
+    model: nn.Module,
+    tokenizer: Any,
+    job: Job,
+    store: Store,
+    on_start: Callable[[str, str, str], None] = lambda *_: None,
+    on_done: Callable[[Done], None] = lambda _: None,
+) -> Outcome:
+    """Measure the model at and past its training length, search rules and DoPE plans, and judge on fresh prompts.
+
+    The search uses the first part of the text, the judgement the second, the cost on short inputs the third: no
+    choice has seen what it is judged on. Everything measured is in `store`, the head statistics in a file beside
+    it; a run that was stopped goes on there.
+    """
+    clock = Clock(job.budget, sum(r.get("seconds", 0.0) for r in store.records()))
+    sweep = Sweep(Reader(model, tokenizer), store, on_start, on_done)
+    own = own_rotation(model)
+    search_text, final_text, held_out = split_text(job.text, tokenizer, job)
+    task = job.task(search_text)
+    outcome = Outcome(job, plain=plain_candidate(own))
+    assert outcome.plain is not None
+
+    at_original = sweep.measure(
+        "at original length", [outcome.plain], job.task(search_text, job.original_length), [0]
+    )
+    outcome.at_original = at_original["plain"]
+    sweep.measure("rules", [outcome.plain], task, [0])
+    unit = unit_seconds(store, "rules", "plain")
+    reserve = 2 * unit + short_cost_seconds(store, job)
+
+    rules = rule_candidates(own, job.original_length, job.target_length, _stretched(model))
+    units = int((clock.left - reserve) * RULES_SHARE / unit)
+    outcome.rules = halve(sweep, "rules", [outcome.plain, *rules], task, max(3, units))
+    outcome.best_rule = next(c for c, _ in outcome.rules if c is not outcome.plain)
+
+    kept = store.path.with_name("statistics.safetensors")
+    statistics = calibrate(model, tokenizer, job, search_text, outcome.best_rule, kept)
+    plans = dope_candidates(outcome.best_rule, statistics, job.original_length)
+    units = int((clock.left - reserve) * DOPE_SHARE / (1 - RULES_SHARE) / unit)
+    outcome.dope = halve(sweep, "dope", [outcome.best_rule, *plans], task, max(3, units), first_prompt=100)
+    outcome.best_dope = next(c for c, _ in outcome.dope if c is not outcome.best_rule)
+
+    arms = [outcome.plain, outcome.best_rule, outcome.best_dope]
+    judge(sweep, arms, job.task(final_text), clock, unit, short_cost_seconds(store, job), outcome)
+    outcome.winner = decide(outcome)
+    outcome.short = short_cost(model, tokenizer, job, held_out, [outcome.plain, outcome.winner], store)
+    return outcome
+
+
+def split_text(text: Text, tokenizer: Any, job: Job) -> tuple[Text, Text, Text]:
+    """Three parts of a text: for the search, for the judgement, and for the cost on short inputs.
+
+    Raises ArgumentError when the text is too short to give each its own.
+    """
+    per_token = 1.25 * characters_per_token(text.text, tokenizer)
+    size = len(text.text)
+    last = max(int(0.1 * size), int(job.original_length * per_token) + 2000)
+    half = (size - last) // 2
+    if half < job.target_length * per_token + 2000:
+        needed = int(2 * job.target_length + job.original_length + 4000 / per_token)
+        found = int(size / per_token)
+        remedy = (
+            f"has about {found:,} tokens but {needed:,} are needed (two parts of {job.target_length:,} and one of "
+            f"{job.original_length:,}, so that nothing is judged on what chose it); give a longer text"
+        )
+        raise ArgumentError("text", text.name, remedy)
+    parts = text.text[:half], text.text[half : 2 * half], text.text[2 * half :]
+    first, second, third = (text_of(part, f"{text.name}, part {i + 1} of 3") for i, part in enumerate(parts))
+    return first, second, third
+
+
+def calibrate(
+    model: nn.Module, tokenizer: Any, job: Job, text: Text, rule: Candidate, kept: Path
+) -> Statistics:
+    """Head statistics under the best rule, on text of the target length (v2 finding (v)); kept in a file."""
+    if kept.is_file():
+        return Statistics.load(kept)
+    ids = draw_window(text, tokenizer, job.target_length, 0.37)
+    device = next(model.parameters()).device
+    statistics = measure(model, torch.tensor([ids], device=device), rope=rule.encoding)
+    part = kept.with_suffix(".part")
+    statistics.save(part)
+    part.replace(kept)
+    return statistics
+
+
+def judge(
+    sweep: Sweep,
+    arms: Sequence[Candidate],
+    task: NeedleTask,
+    clock: Clock,
+    unit: float,
+    kept_back: float,
+    outcome: Outcome,
+) -> None:
+    """Measure the arms on prompts that no choice has seen, as many as the time allows and at least two."""
+    outcome.final = {arm.name: [] for arm in arms}
+    for number in range(MOST_FINAL_PROMPTS):
+        known = sweep.is_measured("final", arms, task, FINAL_FIRST + number)
+        if number >= 2 and not known and clock.left < kept_back + unit * len(arms):
+            break
+        for name, answers in sweep.measure("final", arms, task, [FINAL_FIRST + number]).items():
+            outcome.final[name] += answers
+
+
+def decide(outcome: Outcome) -> Candidate:
+    """DoPE where it is better than its rule beyond chance, else the rule."""
+    assert outcome.best_dope is not None and outcome.best_rule is not None
+    if outcome.against(outcome.best_dope, outcome.best_rule).is_better:
+        return outcome.best_dope
+    return outcome.best_rule
+
+
+def short_cost(
+    model: nn.Module, tokenizer: Any, job: Job, text: Text, arms: Sequence[Candidate], store: Store
+) -> dict[str, dict[int, tuple[float, float, float]]]:
+    """Mean nats a token of held-out text at 512 tokens and at the training length: {name: {length: (mean, low, high)}}.
+
+    Windows are the independent units of the intervals; at the training length there is one window, so none.
+    """
+    known = {r["key"]: r for r in store.records()}
+    found: dict[str, dict[int, tuple[float, float, float]]] = {}
+    for arm in arms:
+        found[arm.name] = {}
+        for length, windows in ((SHORT_TOKENS, SHORT_WINDOWS), (job.original_length, 1)):
+            key = f"likelihood/{length}/{arm.name}"
+            if key not in known:
+                known[key] = _likelihood(model, tokenizer, text, arm, length, windows, key)
+                store.append(known[key])
+            found[arm.name][length] = _spread(known[key]["window_means"])
+    return found
+
+
+def _likelihood(
+    model: nn.Module, tokenizer: Any, text: Text, arm: Candidate, length: int, windows: int, key: str
+) -> dict[str, Any]:
+    began = time.monotonic()
+    with installed(model, arm.encoding):
+        means = [
+            float(token_nll(model, draw_window(text, tokenizer, length, (0.1 + i * 0.618034) % 1.0)).mean())
+            for i in range(windows)
+        ]
+    return {
+        "key": key,
+        "kind": "likelihood",
+        "candidate": arm.name,
+        "length": length,
+        "window_means": means,
+        "seconds": round(time.monotonic() - began, 2),
+    }
+
+
+def _spread(means: Sequence[float]) -> tuple[float, float, float]:
+    estimate = mean_interval(means, range(len(means)))
+    return estimate.mean, estimate.low, estimate.high
+
+
+def unit_seconds(store: Store, stage: str, candidate: str) -> float:
+    """Seconds of one measurement, from the first one made."""
+    return next(
+        float(r["seconds"])
+        for r in store.records()
+        if r.get("kind") == "answers" and r["stage"] == stage and r["candidate"] == candidate
+    )
+
+
+def short_cost_seconds(store: Store, job: Job) -> float:
+    """What the cost on short inputs will take: two passes of each length, judged by the first measurement."""
+    at_original = unit_seconds(store, "at original length", "plain")
+    return 2 * at_original * (1 + SHORT_TOKENS * SHORT_WINDOWS / job.original_length)
+
+
+def _stretched(model: nn.Module) -> Callable[[int], bool]:
+    """Whether a layer sees past the training length: layers with a sliding window keep their own rotation."""
+    types = getattr(model_config(model), "layer_types", None)
+    return lambda layer: types is None or "sliding" not in str(types[layer])

@@ -1,0 +1,122 @@
+"""An encoding put into a model, and everything it takes to put the model back as it was."""
+
+from __future__ import annotations
+
+import types
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from torch import nn
+
+from ropewalk.encodings.base import Encoding
+from ropewalk.encodings.model_rotation import RotaryLayer, layer_forward
+from ropewalk.functions import rebind
+from ropewalk.hf.own_keys import ATTENTION, OwnKeyForward
+from ropewalk.hf.step import PositionGiver
+from ropewalk.hf.when import Switch
+
+_HOOKED = "_old_forward"  # where accelerate's hooks keep the forward that they wrap
+_HANDLE = "_ropewalk_handle"
+
+# For a layer: the global names of its forward that mean something else, and what.
+Names = Callable[[RotaryLayer], Mapping[str, Any]]
+
+
+class Handle:
+    """An installed encoding; `remove()` puts back the very function objects that were there.
+
+    A deep copy of the model carries a copy of the handle: `handle_of(copy).remove()` frees the copy alone.
+    """
+
+    def __init__(self, model: nn.Module, encoding: Encoding | None, switch: Switch):
+        self.encoding = encoding
+        self._model = model
+        self._switch = switch
+        self._changes: list[_Change] = []
+
+    def remove(self) -> None:
+        """Undo the installation; a second call does nothing."""
+        for change in reversed(self._changes):
+            change.undo()
+        self._changes = []
+        self._switch.disconnect()
+        if self._model.__dict__.get(_HANDLE) is self:
+            del self._model.__dict__[_HANDLE]
+
+    def add(self, owner: nn.Module, name: str, value: Any) -> None:
+        """Set an attribute and remember how it was."""
+        self._changes.append(_Change(owner, name, value))
+
+    def __enter__(self) -> Handle:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.remove()
+
+
+def handle_of(model: nn.Module) -> Handle | None:
+    """The handle of the encoding that is installed in this very model, or None."""
+    return model.__dict__.get(_HANDLE)
+
+
+def has_encoding(model: nn.Module) -> bool:
+    """Whether an encoding is installed in the model, or in a part or a whole that shares its layers."""
+    return any(
+        isinstance(module.__dict__.get(name), PositionGiver)
+        for module in model.modules()
+        for name in ("forward", _HOOKED)
+    )
+
+
+def put(
+    model: nn.Module,
+    layers: tuple[RotaryLayer, ...],
+    names: Names,
+    switch: Switch,
+    encoding: Encoding | None = None,
+) -> Handle:
+    """Make the changes; whatever happens midway, none of them stays."""
+    handle = Handle(model, encoding, switch)
+    try:
+        for rotary in {id(layer.rotary): layer.rotary for layer in layers}.values():
+            handle.add(rotary, "forward", PositionGiver(switch))
+        for layer in layers:
+            changed = names(layer)
+            copy: Any = types.MethodType(rebind(layer_forward(layer.module), changed), layer.module)
+            if ATTENTION in changed:
+                copy = OwnKeyForward(copy, layer.index)
+            handle.add(layer.module, _HOOKED if _HOOKED in layer.module.__dict__ else "forward", copy)
+        switch.connect()
+    except BaseException:
+        handle.remove()
+        raise
+    if encoding is not None:
+        model.__dict__[_HANDLE] = handle
+    return handle
+
+
+class _Change:
+    """One attribute set on one module, and how it was before."""
+
+    def __init__(self, owner: nn.Module, name: str, value: Any):
+        self._owner, self._name, self._value = owner, name, value
+        self._had = name in owner.__dict__
+        self._before = owner.__dict__.get(name)
+        owner.__dict__[name] = value
+
+    def undo(self) -> None:
+        held = self._owner.__dict__
+        if (
+            self._name == "forward" and held.get(_HOOKED) is self._value
+        ):  # a hook came since: it stays, over the original
+            held[_HOOKED] = (
+                self._before if self._had else types.MethodType(type(self._owner).forward, self._owner)
+            )
+        elif (
+            self._name == _HOOKED and _HOOKED not in held
+        ):  # the hook left since, and left our copy in its place
+            held["forward"] = self._before
+        elif self._had:
+            held[self._name] = self._before
+        else:
+            held.pop(self._name, None)

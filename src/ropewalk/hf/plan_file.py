@@ -1,0 +1,117 @@
+"""Where a plan's file is, on disk or on the Hugging Face Hub, and how it is read and written whole."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import secrets
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from ropewalk.errors import ArgumentError, DamagedFileError, RopewalkError
+
+FILE = "plan.json"
+FORMAT, FORMAT_VERSION = "ropewalk.plan", 1
+
+
+def write_plan(path: Path, fields: dict[str, Any]) -> None:
+    """Write the fields as JSON under our format's name: whole or, whatever happens, not at all.
+
+    Raises:
+        ArgumentError: the place can't be written; names the path.
+    """
+    content = {"format": FORMAT, "format_version": FORMAT_VERSION} | fields
+    text = json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    part = path.with_name(f".{path.name}.{secrets.token_hex(8)}.part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with part.open("x", encoding="utf-8", newline="") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(part, path)
+    except OSError as error:
+        remedy = (
+            f"can't write here ({error.strerror or type(error).__name__}); choose another folder or make room"
+        )
+        raise ArgumentError("directory", str(path), remedy) from error
+    finally:
+        with contextlib.suppress(OSError):  # gone after os.replace
+            part.unlink()
+
+
+def read_plan(path: Path) -> dict[str, Any]:
+    """The fields that `write_plan` wrote.
+
+    Raises:
+        ArgumentError: the file can't be read.
+        DamagedFileError: not JSON, not a plan, or a plan of a later version.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ArgumentError("plan", str(path), f"can't be read ({error.strerror})") from error
+    except (ValueError, RecursionError) as error:
+        raise DamagedFileError(f"{path}: isn't JSON ({first_line(error)}); save the plan again") from error
+    if not isinstance(content, dict) or content.get("format") != FORMAT:
+        raise DamagedFileError(
+            f"{path}: isn't a plan (no format {FORMAT!r}); give a folder made by save_pretrained"
+        )
+    version = content.get("format_version")
+    if not isinstance(version, int) or isinstance(version, bool) or version < 1:
+        raise DamagedFileError(f"{path}: has format_version {version!r}; it should be {FORMAT_VERSION}")
+    if version > FORMAT_VERSION:
+        raise DamagedFileError(
+            f"{path}: has format_version {version}, this ropewalk reads {FORMAT_VERSION}; update ropewalk"
+        )
+    return {name: value for name, value in content.items() if name not in ("format", "format_version")}
+
+
+def find_plan(directory_or_id: str, revision: str | None, token: str | None) -> Path:
+    """The path of the plan's file: in a local folder, else downloaded from the hub.
+
+    Raises:
+        ArgumentError: no such folder or repository, or one without a plan.
+    """
+    folder = Path(directory_or_id).expanduser()
+    if folder.is_dir():
+        if (folder / FILE).is_file():
+            return folder / FILE
+        raise ArgumentError(
+            "plan", directory_or_id, f"this folder holds no {FILE}; give one made by save_pretrained"
+        )
+    if folder.is_file():
+        raise ArgumentError("plan", directory_or_id, "is a file; give the folder that it is in")
+    if not is_hub_id(directory_or_id):
+        raise ArgumentError(
+            "plan", directory_or_id, "no such folder; check the path, or give owner/name on the hub"
+        )
+    from huggingface_hub import hf_hub_download
+
+    with one_line_hub_errors(directory_or_id, "isn't a local folder, and its plan can't be had from"):
+        return Path(hf_hub_download(directory_or_id, FILE, revision=revision, token=token))
+
+
+def is_hub_id(name: str) -> bool:
+    """Whether a name can be `owner/name` or a bare name on the hub, and isn't written as a path."""
+    return bool(name) and name.count("/") <= 1 and not name.startswith((".", "/", "~")) and "\\" not in name
+
+
+@contextlib.contextmanager
+def one_line_hub_errors(repo_id: str, what: str) -> Iterator[None]:
+    """Turns whatever the hub's client raises into one line about the repository."""
+    try:
+        yield
+    except RopewalkError:
+        raise
+    except Exception as error:  # besides its own, the client raises those of its HTTP library, which varies
+        remedy = f"{what} the Hugging Face Hub ({first_line(error)})"
+        raise ArgumentError("repo_id", repo_id, remedy) from error
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's text that says something, cut to 200 characters."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return (lines[0] if lines else type(error).__name__)[:200]

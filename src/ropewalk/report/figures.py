@@ -1,0 +1,62 @@
+"""Pictures of what was found."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ropewalk.evaluation.score import Answer
+
+if TYPE_CHECKING:
+    from ropewalk.extend import Outcome
+
+# One colour a candidate, told apart by colour-blind readers too (Okabe and Ito's palette).
+COLOURS = ("#999999", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00")
+
+
+def draw_final(outcome: Outcome, path: Path) -> None:
+    """Two panels by needle depth, a line an arm: share of right answers, and answer NLL. PNG or SVG by suffix."""
+    answers = {name: list(found) for name, found in outcome.final.items()}
+    title = f"{outcome.job.target_length:,} tokens, {outcome.job.setting} setting"
+    draw_by_depth(answers, title, path)
+
+
+def draw_by_depth(answers: dict[str, list[Answer]], title: str, path: Path) -> None:
+    """The same for any named sets of answers to the same prompts."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9.5, 3.8), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    for colour, (name, found) in zip(_cycle(len(answers)), answers.items(), strict=True):
+        depths = sorted({a.depth for a in found})
+        exact = [_mean([float(a.is_exact) for a in found if a.depth == depth]) for depth in depths]
+        nll = [_mean([a.nll for a in found if a.depth == depth]) for depth in depths]
+        label = f"{name} (n={len(found)})"
+        left.plot(depths, exact, "o-", color=colour, label=label, markersize=4)
+        right.plot(depths, nll, "o-", color=colour, label=label, markersize=4)
+    _finish(left, "share of right answers")
+    left.set_ylim(-0.03, 1.03)
+    _finish(right, "answer NLL, nats a token")
+    right.set_ylim(bottom=0)
+    figure.suptitle(title)
+    figure.legend(
+        *left.get_legend_handles_labels(), loc="outside lower center", ncols=1, frameon=False, fontsize=8
+    )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=150)
+
+
+def _finish(axes: Any, label: str) -> None:
+    axes.set_xlabel("needle depth (0 = start of the haystack)")
+    axes.set_ylabel(label)
+    axes.grid(alpha=0.25)
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def _cycle(number: int) -> list[str]:
+    return [COLOURS[i % len(COLOURS)] for i in range(number)]
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)

@@ -1,0 +1,204 @@
+"""What a run of the main job found, in words and tables."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ropewalk.evaluation.candidates import Candidate
+from ropewalk.evaluation.provenance import machine, versions
+from ropewalk.evaluation.score import (
+    Answer,
+    Estimate,
+    PairedDifference,
+    mean_interval,
+    proportion_interval,
+)
+from ropewalk.extend import Outcome
+
+
+@dataclass(frozen=True)
+class Row:
+    """One candidate's line of a table; the last column is empty for the candidate compared with."""
+
+    name: str
+    right: str
+    nll: str
+    against: str
+
+    def cells(self) -> tuple[str, str, str, str]:
+        """The row as text."""
+        return self.name, self.right, self.nll, self.against
+
+
+HEADER = ("encoding", "answers right", "answer NLL, nats a token", "against the best rule")
+
+
+def final_rows(outcome: Outcome) -> list[Row]:
+    """The judgement on fresh prompts, a row an arm."""
+    rows = []
+    for arm in _arms(outcome):
+        answers = outcome.final[arm.name]
+        is_reference = arm == outcome.best_rule
+        against = "" if is_reference else _signed(outcome.against(arm, _best_rule(outcome)))
+        rows.append(Row(arm.name, right(answers), nll(answers), against))
+    return rows
+
+
+def search_rows(found: Sequence[tuple[Candidate, Sequence[Answer]]]) -> list[tuple[str, str, str, str]]:
+    """The search on its own prompts, best first: name, prompts, answers right, NLL."""
+    return [
+        (c.name, str(len({a.prompt for a in answers})), right(answers), nll(answers)) for c, answers in found
+    ]
+
+
+def verdict(outcome: Outcome) -> str:
+    """One sentence: is a DoPE plan better than the best length rule, beyond chance? And what is saved."""
+    rule, dope = _best_rule(outcome), outcome.best_dope
+    assert dope is not None and outcome.plain is not None
+    difference = outcome.against(dope, rule)
+    prompts = len({a.prompt for a in outcome.final[rule.name]})
+    figures = f"answer NLL {_signed(difference)} on {prompts} prompts that no choice had seen"
+    if difference.is_better:
+        return f"{dope.name} is better than the best length rule, {rule.name}, beyond chance ({figures}): it is saved."
+    rule_gain = outcome.against(rule, outcome.plain)
+    if rule_gain.is_better:
+        over = f"the rule itself is better than plain beyond chance ({_signed(rule_gain)})"
+    else:
+        over = f"nor is the rule better than plain beyond chance ({_signed(rule_gain)})"
+    return (
+        f"No DoPE plan tried is better than the best length rule, {rule.name}, beyond chance (the best of them, "
+        f"{dope.name}: {figures}); {over}; the rule is saved."
+    )
+
+
+def evidence(outcome: Outcome) -> dict[str, Any]:
+    """The judgement as JSON-ready figures, to be kept inside a plan."""
+    return {
+        name: {
+            "prompts": len({a.prompt for a in answers}),
+            "exact": proportion_interval(
+                [a.is_exact for a in answers], [a.prompt for a in answers]
+            ).to_dict(),
+            "nll": mean_interval([a.nll for a in answers], [a.prompt for a in answers]).to_dict(),
+        }
+        for name, answers in outcome.final.items()
+    } | {"verdict": verdict(outcome)}
+
+
+def markdown(outcome: Outcome, command: str, model: dict[str, Any]) -> str:
+    """The whole summary as a Markdown page."""
+    job = outcome.job
+    lines = [
+        f"# {model.get('name') or 'The model'}: from {job.original_length:,} to {job.target_length:,} tokens",
+        "",
+        verdict(outcome),
+        "",
+        f"Needles: {job.protocol} protocol, {job.setting} setting, {job.depths} depths, text {job.text.name}. "
+        "Brackets are 95 % intervals; haystacks, not questions, count as independent.",
+        "",
+        "## Judged on prompts that no choice had seen",
+        "",
+        *_table(HEADER, [row.cells() for row in final_rows(outcome)]),
+        "",
+        _few_prompts(outcome),
+        "## Where it breaks",
+        "",
+        *_table(
+            ("tokens", "answers right, plain", "answer NLL, plain"),
+            [
+                (
+                    f"{job.original_length:,} (training length)",
+                    right(outcome.at_original),
+                    nll(outcome.at_original),
+                ),
+                (f"{job.target_length:,}", right(outcome.final["plain"]), nll(outcome.final["plain"])),
+            ],
+        ),
+        "",
+        "## What it costs on short inputs",
+        "",
+        'Mean nats a token of held-out text (lower is better); the plan can be installed with `when="long"`, which '
+        "keeps short inputs plain.",
+        "",
+        *_table(("encoding", *(f"{n:,} tokens" for n in _lengths(outcome))), _short_rows(outcome)),
+        "",
+        "## The search",
+        "",
+        "Length rules, best first; those that were dropped earlier have fewer prompts.",
+        "",
+        *_table(("rule", "prompts", "answers right", "answer NLL"), search_rows(outcome.rules)),
+        "",
+        f"DoPE plans on top of {_best_rule(outcome).name}, best first.",
+        "",
+        *_table(("plan", "prompts", "answers right", "answer NLL"), search_rows(outcome.dope)),
+        "",
+        "## How this was made",
+        "",
+        f"- command: `{command}`",
+        f"- seed: {job.seed}; text: {job.text.name}, SHA-256 {job.text.fingerprint[:16]}",
+        f"- model fingerprint: {str(model.get('fingerprint'))[:16]}",
+        f"- versions: {', '.join(f'{name} {version}' for name, version in versions().items())}",
+        f"- machine: {machine()}",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def right(answers: Sequence[Answer]) -> str:
+    """'7 of 10 [0.35, 0.93]'."""
+    share = proportion_interval([a.is_exact for a in answers], [a.prompt for a in answers])
+    return f"{sum(a.is_exact for a in answers)} of {len(answers)} [{share.low:.2f}, {share.high:.2f}]"
+
+
+def nll(answers: Sequence[Answer]) -> str:
+    """'0.24 [0.11, 0.37]'."""
+    estimate = mean_interval([a.nll for a in answers], [a.prompt for a in answers])
+    return f"{estimate.mean:.3f} {_interval(estimate)}"
+
+
+def _signed(paired: PairedDifference) -> str:
+    return f"{paired.difference.mean:+.3f} {_interval(paired.difference)}"
+
+
+def _interval(estimate: Estimate) -> str:
+    mark = "" if estimate.is_clustered else " within one haystack"
+    return f"[{estimate.low:.3f}, {estimate.high:.3f}]{mark}"
+
+
+def _few_prompts(outcome: Outcome) -> str:
+    prompts = len({a.prompt for a in outcome.final["plain"]})
+    if prompts >= 5:
+        return ""
+    return f"With {prompts} haystacks the intervals are wide; a larger `--budget` buys more prompts.\n"
+
+
+def _short_rows(outcome: Outcome) -> list[tuple[str, ...]]:
+    rows = []
+    for name, by_length in outcome.short.items():
+        cells = [
+            f"{mean:.3f}" if low == float("-inf") else f"{mean:.3f} [{low:.3f}, {high:.3f}]"
+            for mean, low, high in by_length.values()
+        ]
+        rows.append((name, *cells))
+    return rows
+
+
+def _lengths(outcome: Outcome) -> list[int]:
+    return list(next(iter(outcome.short.values())))
+
+
+def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    lines = [header, ["---"] * len(header), *rows]
+    return [f"| {' | '.join(cells)} |" for cells in lines]
+
+
+def _arms(outcome: Outcome) -> list[Candidate]:
+    arms = [outcome.plain, outcome.best_rule, outcome.best_dope]
+    return [arm for arm in arms if arm is not None]
+
+
+def _best_rule(outcome: Outcome) -> Candidate:
+    assert outcome.best_rule is not None
+    return outcome.best_rule

@@ -1,0 +1,134 @@
+"""The main job from the command line, on a tiny model: end to end, stopped and started again, and bad input."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
+import ropewalk
+from ropewalk.cli.app import INTERRUPTED, OK, USER_ERROR, main
+from ropewalk.evaluation.store import read_records
+from ropewalk.evaluation.sweep import Sweep
+from tests.tasks.tokenizers import byte_tokenizer, story
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model folder with a training length of 512 tokens, and a text."""
+    place = tmp_path_factory.mktemp("model")
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=600,
+        hidden_size=64,
+        intermediate_size=64,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=16,
+        max_position_embeddings=512,
+        bos_token_id=1,
+        eos_token_id=2,
+    )
+    LlamaForCausalLM(config).save_pretrained(place)
+    byte_tokenizer().save_pretrained(place)
+    (place / "text.txt").write_text(story(1500), encoding="utf-8")
+    return place
+
+
+def arguments(folder: Path, out: Path, **changed: str) -> list[str]:
+    given = {"length": "700", "text": str(folder / "text.txt"), "budget": "6s", "depths": "4", "out": str(out)}
+    options = [f"--{name}={value}" for name, value in (given | changed).items()]
+    return ["extend", str(folder), *options]
+
+
+def test_extend_writes_plan_records_summary_and_picture(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(arguments(folder, tmp_path)) == OK
+    printed = capsys.readouterr().out
+    assert "beyond chance" in printed
+    settings, records = read_records(tmp_path / "results.jsonl")
+    assert settings["target_length"] == 700
+    stages = {r["stage"] for r in records if r["kind"] == "answers"}
+    assert stages == {"at original length", "rules", "dope", "final"}
+    searched = {r["prompt"] for r in records if r["kind"] == "answers" and r["stage"] != "final"}
+    judged = {r["prompt"] for r in records if r["kind"] == "answers" and r["stage"] == "final"}
+    assert len(judged) >= 2 and not searched & judged
+    summary = (tmp_path / "summary.md").read_text()
+    assert "beyond chance" in summary and "ropewalk extend" in summary
+    assert (tmp_path / "depths.png").stat().st_size > 10_000
+    plan = ropewalk.from_pretrained(str(tmp_path / "plan"))
+    assert (plan.original_length, plan.target_length, plan.when) == (512, 700, "long")
+    assert "nll" in json.dumps(plan.evidence)
+    model = LlamaForCausalLM.from_pretrained(folder)
+    with plan.installed(model):
+        tokens = model.generate(torch.arange(3, 603)[None] % 600, max_new_tokens=3, do_sample=False)
+    assert tokens.shape == (1, 603)
+
+
+def test_a_stopped_run_goes_on_and_repeats_nothing(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    kept: list[str] = []
+    keep = Sweep._keep
+
+    def stop_after_five(self: Sweep, *args: object) -> None:
+        if len(kept) == 5:
+            raise KeyboardInterrupt
+        keep(self, *args)  # type: ignore[arg-type]
+        kept.append("one")
+
+    monkeypatch.setattr(Sweep, "_keep", stop_after_five)
+    assert main(arguments(folder, tmp_path)) == INTERRUPTED
+    assert "finished work is kept" in capsys.readouterr().err
+    before = (tmp_path / "results.jsonl").read_text()
+    assert not (tmp_path / "plan").exists()
+    monkeypatch.setattr(Sweep, "_keep", keep)
+    assert main(arguments(folder, tmp_path)) == OK
+    assert (tmp_path / "results.jsonl").read_text().startswith(before)
+    finished = (tmp_path / "results.jsonl").read_text()
+    assert main(arguments(folder, tmp_path)) == OK
+    assert (tmp_path / "results.jsonl").read_text() == finished
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"length": "512"}, "training length"),
+        ({"length": "100000"}, "tokens"),
+        ({"budget": "soon"}, "budget"),
+        ({"setting": "loud"}, "setting"),
+        ({"text": "nowhere.txt"}, "nowhere.txt"),
+        ({"when": "sometimes"}, "when"),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_2(
+    folder: Path, tmp_path: Path, changed: dict[str, str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(arguments(folder, tmp_path / "out", **changed)) == USER_ERROR
+    error = capsys.readouterr().err.strip()
+    assert said in error and "\n" not in error
+    assert not (tmp_path / "out" / "plan").exists()
+    assert not (tmp_path / "out" / "results.jsonl").exists()
+
+
+def test_an_unwritable_folder_is_refused_before_the_model_is_loaded(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    in_the_way = tmp_path / "file"
+    in_the_way.write_text("here")
+    assert main(arguments(folder, in_the_way / "out")) == USER_ERROR
+    assert "out=" in capsys.readouterr().err
+
+
+def test_other_settings_in_the_same_folder_are_refused(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(arguments(folder, tmp_path)) == OK
+    capsys.readouterr()
+    assert main(arguments(folder, tmp_path, seed="5")) == USER_ERROR
+    assert "seed" in capsys.readouterr().err
