@@ -5,31 +5,32 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
-from ropewalk.analysis.measure import measure
-from ropewalk.analysis.statistics import Statistics
-from ropewalk.encodings.model_rotation import model_config, own_rotation
 from ropewalk.errors import ArgumentError
-from ropewalk.evaluation.candidates import Candidate, dope_candidates, plain_candidate, rule_candidates
+from ropewalk.evaluation.calibration import calibrate
+from ropewalk.evaluation.candidates import (
+    Candidate,
+    dope_candidates,
+    plain_candidate,
+    rotation_to_stretch,
+    rule_candidates,
+    serving_scope,
+)
 from ropewalk.evaluation.halving import halve
-from ropewalk.evaluation.likelihood import token_nll
+from ropewalk.evaluation.likelihood import short_cost, short_lengths
 from ropewalk.evaluation.read import Reader
-from ropewalk.evaluation.score import Answer, PairedDifference, mean_interval, paired_difference
+from ropewalk.evaluation.score import Answer, PairedDifference, paired_difference
 from ropewalk.evaluation.store import Store
 from ropewalk.evaluation.sweep import Done, Sweep
-from ropewalk.hf import installed
 from ropewalk.tasks.haystack import Text, characters_per_token, draw_window, text_of
 from ropewalk.tasks.needle import NeedleTask
 
 # Shares of the time that is left after the first measurements.
 RULES_SHARE, DOPE_SHARE = 0.40, 0.27
-SHORT_TOKENS, SHORT_WINDOWS = 512, 8
-FINAL_FIRST = 1000
+DOPE_FIRST, FINAL_FIRST = 100, 1000
 MOST_FINAL_PROMPTS = 24
 
 
@@ -48,6 +49,9 @@ class Job:
     noise_tokens: int = 16
 
     def __post_init__(self) -> None:
+        if not isinstance(self.original_length, int) or self.original_length < 1:
+            remedy = "give the training length in tokens; the model's config doesn't tell it"
+            raise ArgumentError("original_length", self.original_length, remedy)
         if self.target_length <= self.original_length:
             raise ArgumentError(
                 "length",
@@ -117,9 +121,9 @@ def extend(
     it; a run that was stopped goes on there.
     """
     clock = Clock(job.budget, sum(r.get("seconds", 0.0) for r in store.records()))
+    search_text, final_text, held_out = prepared_text(job, tokenizer)
     sweep = Sweep(Reader(model, tokenizer), store, on_start, on_done)
-    own = own_rotation(model)
-    search_text, final_text, held_out = split_text(job.text, tokenizer, job)
+    own, stretched = rotation_to_stretch(model, job.original_length)
     task = job.task(search_text)
     outcome = Outcome(job, plain=plain_candidate(own))
     assert outcome.plain is not None
@@ -132,23 +136,40 @@ def extend(
     unit = unit_seconds(store, "rules", "plain")
     reserve = 2 * unit + short_cost_seconds(store, job)
 
-    rules = rule_candidates(own, job.original_length, job.target_length, _stretched(model))
+    rules = rule_candidates(own, job.original_length, job.target_length, stretched)
     units = int((clock.left - reserve) * RULES_SHARE / unit)
     outcome.rules = halve(sweep, "rules", [outcome.plain, *rules], task, max(3, units))
     outcome.best_rule = next(c for c, _ in outcome.rules if c is not outcome.plain)
 
-    kept = store.path.with_name("statistics.safetensors")
-    statistics = calibrate(model, tokenizer, job, search_text, outcome.best_rule, kept)
-    plans = dope_candidates(outcome.best_rule, statistics, job.original_length)
+    statistics = calibrate(
+        model, tokenizer, search_text, job.target_length, outcome.best_rule, store, on_start
+    )
+    scope = serving_scope(model, outcome.best_rule, statistics)
+    plans = dope_candidates(outcome.best_rule, statistics, job.original_length, scope=scope)
     units = int((clock.left - reserve) * DOPE_SHARE / (1 - RULES_SHARE) / unit)
-    outcome.dope = halve(sweep, "dope", [outcome.best_rule, *plans], task, max(3, units), first_prompt=100)
+    outcome.dope = halve(sweep, "dope", [outcome.best_rule, *plans], task, max(3, units), DOPE_FIRST)
     outcome.best_dope = next(c for c, _ in outcome.dope if c is not outcome.best_rule)
 
     arms = [outcome.plain, outcome.best_rule, outcome.best_dope]
     judge(sweep, arms, job.task(final_text), clock, unit, short_cost_seconds(store, job), outcome)
     outcome.winner = decide(outcome)
-    outcome.short = short_cost(model, tokenizer, job, held_out, [outcome.plain, outcome.winner], store)
+    arms = [outcome.plain, outcome.winner]
+    outcome.short = short_cost(model, tokenizer, held_out, job.original_length, arms, store, on_start)
     return outcome
+
+
+def prepared_text(job: Job, tokenizer: Any) -> tuple[Text, Text, Text]:
+    """The text's three parts, after making sure that every kind of prompt can be cut from them.
+
+    Raises ArgumentError for anything in the job that would stop it later.
+    """
+    parts = split_text(job.text, tokenizer, job)
+    search_text, final_text, held_out = parts
+    job.task(search_text, job.original_length).prompts(tokenizer, 1)
+    job.task(search_text).prompts(tokenizer, 1)
+    job.task(final_text).prompts(tokenizer, 1, first=FINAL_FIRST)
+    draw_window(held_out, tokenizer, job.original_length, 0.0)
+    return parts
 
 
 def split_text(text: Text, tokenizer: Any, job: Job) -> tuple[Text, Text, Text]:
@@ -173,21 +194,6 @@ def split_text(text: Text, tokenizer: Any, job: Job) -> tuple[Text, Text, Text]:
     return first, second, third
 
 
-def calibrate(
-    model: nn.Module, tokenizer: Any, job: Job, text: Text, rule: Candidate, kept: Path
-) -> Statistics:
-    """Head statistics under the best rule, on text of the target length (v2 finding (v)); kept in a file."""
-    if kept.is_file():
-        return Statistics.load(kept)
-    ids = draw_window(text, tokenizer, job.target_length, 0.37)
-    device = next(model.parameters()).device
-    statistics = measure(model, torch.tensor([ids], device=device), rope=rule.encoding)
-    part = kept.with_suffix(".part")
-    statistics.save(part)
-    part.replace(kept)
-    return statistics
-
-
 def judge(
     sweep: Sweep,
     arms: Sequence[Candidate],
@@ -197,66 +203,33 @@ def judge(
     kept_back: float,
     outcome: Outcome,
 ) -> None:
-    """Measure the arms on prompts that no choice has seen, as many as the time allows and at least two."""
+    """Measure the arms on prompts that no choice has seen, as many as the time allows and at least two.
+
+    How many there were is kept, so that a finished run stays as it is unless it is given more time.
+    """
+    store, budget = sweep.store, outcome.job.budget
+    decisions = [r for r in store.records() if r["kind"] == "decision" and r["stage"] == "final"]
+    enough = max((r["prompts"] for r in decisions if r["budget"] >= budget), default=MOST_FINAL_PROMPTS)
     outcome.final = {arm.name: [] for arm in arms}
-    for number in range(MOST_FINAL_PROMPTS):
+    for number in range(enough):
         known = sweep.is_measured("final", arms, task, FINAL_FIRST + number)
         if number >= 2 and not known and clock.left < kept_back + unit * len(arms):
             break
         for name, answers in sweep.measure("final", arms, task, [FINAL_FIRST + number]).items():
             outcome.final[name] += answers
+    key = f"decision/final/{budget:g}"
+    if not store.has(key):
+        prompts = len({answer.prompt for answer in outcome.final[arms[0].name]})
+        store.append({"key": key, "kind": "decision", "stage": "final", "budget": budget, "prompts": prompts})
 
 
 def decide(outcome: Outcome) -> Candidate:
-    """DoPE where it is better than its rule beyond chance, else the rule."""
-    assert outcome.best_dope is not None and outcome.best_rule is not None
-    if outcome.against(outcome.best_dope, outcome.best_rule).is_better:
+    """DoPE where it is better than its rule, and than plain, beyond chance; else the rule."""
+    assert outcome.best_dope is not None and outcome.best_rule is not None and outcome.plain is not None
+    baselines = outcome.best_rule, outcome.plain
+    if all(outcome.against(outcome.best_dope, baseline).is_better for baseline in baselines):
         return outcome.best_dope
     return outcome.best_rule
-
-
-def short_cost(
-    model: nn.Module, tokenizer: Any, job: Job, text: Text, arms: Sequence[Candidate], store: Store
-) -> dict[str, dict[int, tuple[float, float, float]]]:
-    """Mean nats a token of held-out text at 512 tokens and at the training length: {name: {length: (mean, low, high)}}.
-
-    Windows are the independent units of the intervals; at the training length there is one window, so none.
-    """
-    known = {r["key"]: r for r in store.records()}
-    found: dict[str, dict[int, tuple[float, float, float]]] = {}
-    for arm in arms:
-        found[arm.name] = {}
-        for length, windows in ((SHORT_TOKENS, SHORT_WINDOWS), (job.original_length, 1)):
-            key = f"likelihood/{length}/{arm.name}"
-            if key not in known:
-                known[key] = _likelihood(model, tokenizer, text, arm, length, windows, key)
-                store.append(known[key])
-            found[arm.name][length] = _spread(known[key]["window_means"])
-    return found
-
-
-def _likelihood(
-    model: nn.Module, tokenizer: Any, text: Text, arm: Candidate, length: int, windows: int, key: str
-) -> dict[str, Any]:
-    began = time.monotonic()
-    with installed(model, arm.encoding):
-        means = [
-            float(token_nll(model, draw_window(text, tokenizer, length, (0.1 + i * 0.618034) % 1.0)).mean())
-            for i in range(windows)
-        ]
-    return {
-        "key": key,
-        "kind": "likelihood",
-        "candidate": arm.name,
-        "length": length,
-        "window_means": means,
-        "seconds": round(time.monotonic() - began, 2),
-    }
-
-
-def _spread(means: Sequence[float]) -> tuple[float, float, float]:
-    estimate = mean_interval(means, range(len(means)))
-    return estimate.mean, estimate.low, estimate.high
 
 
 def unit_seconds(store: Store, stage: str, candidate: str) -> float:
@@ -269,12 +242,7 @@ def unit_seconds(store: Store, stage: str, candidate: str) -> float:
 
 
 def short_cost_seconds(store: Store, job: Job) -> float:
-    """What the cost on short inputs will take: two passes of each length, judged by the first measurement."""
-    at_original = unit_seconds(store, "at original length", "plain")
-    return 2 * at_original * (1 + SHORT_TOKENS * SHORT_WINDOWS / job.original_length)
+    """What the cost on short inputs will take for two arms, judged by the first measurement."""
+    tokens = sum(length * windows for length, windows in short_lengths(job.original_length).items())
+    return 2 * unit_seconds(store, "at original length", "plain") * tokens / job.original_length
 
-
-def _stretched(model: nn.Module) -> Callable[[int], bool]:
-    """Whether a layer sees past the training length: layers with a sliding window keep their own rotation."""
-    types = getattr(model_config(model), "layer_types", None)
-    return lambda layer: types is None or "sliding" not in str(types[layer])

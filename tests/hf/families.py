@@ -37,7 +37,9 @@ _EXPERTS: dict[str, Any] = {
 }
 _MIXED_LAYERS = {"layer_types": ["sliding_attention", "full_attention", "sliding_attention"]}
 _WINDOW = {"sliding_window": WINDOW}
+_NO_SIZES = {"head_dim": None, "num_key_value_heads": None}  # None: this config has no such field
 _SINGLE_KEYS = {"num_key_value_heads": 4}
+_HALF = {"rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 0.5}}
 
 # Model type -> what its config needs beside the sizes. What is special about a family stands behind it.
 SERVED: dict[str, dict[str, Any]] = {
@@ -60,8 +62,8 @@ SERVED: dict[str, dict[str, Any]] = {
     "olmo3": {**_WINDOW, **_MIXED_LAYERS},
     "olmoe": _EXPERTS,
     "flex_olmo": _EXPERTS,
-    "gpt_neox": _SINGLE_KEYS,  # a quarter of the channels rotates
-    "stablelm": _SINGLE_KEYS,
+    "gpt_neox": {**_SINGLE_KEYS, **_HALF},
+    "stablelm": {**_SINGLE_KEYS, **_HALF},
     "persimmon": _SINGLE_KEYS,
     "starcoder2": {},
     "cohere": {},  # interleaved layout
@@ -86,9 +88,17 @@ SERVED: dict[str, dict[str, Any]] = {
     "doge": {},  # a mask for each head, arguments by name
     "afmoe": {**_EXPERTS, **_WINDOW},
     "minimax_m2": _EXPERTS,
-    "mimo_v2_flash": {**_EXPERTS, **_WINDOW, "v_head_dim": 8},
-    "falcon_h1": {},  # attention beside a state-space mixer
-    "lfm2": {},
+    "mimo_v2_flash": {  # a base for each kind of layer, values of another size, sinks
+        **_EXPERTS,
+        **_WINDOW,
+        "v_head_dim": 4,
+        "rope_parameters": {
+            "full_attention": {"rope_type": "default", "rope_theta": 5e6, "partial_rotary_factor": 0.5},
+            "sliding_attention": {"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0.5},
+        },
+    },
+    "lfm2": {},  # convolutions between
+    "falcon": {**_NO_SIZES, "alibi": False, "new_decoder_architecture": True, "num_kv_heads": 2},
 }
 # Layers that rotate, where not all three do.
 ROTATING_LAYERS: dict[str, tuple[int, ...]] = {
@@ -102,7 +112,8 @@ PARTIAL = ("phi", "stablelm", "persimmon")
 
 def build(name: str, seed: int = 0, **changes: Any) -> nn.Module:
     """A model in float32, in eval mode, whose attention is far from even, so that what rotates shows."""
-    config = AutoConfig.for_model(name, **{**_SIZES, **SERVED.get(name, {}), **changes})
+    settings = {**_SIZES, **SERVED.get(name, {}), **changes}
+    config = AutoConfig.for_model(name, **{key: value for key, value in settings.items() if value is not None})
     config.dtype = torch.float32
     torch.manual_seed(seed)
     model: Any = AutoModelForCausalLM.from_config(config).float().eval()

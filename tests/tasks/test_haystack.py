@@ -136,6 +136,20 @@ class TestDrawWindow:
         for fraction in (0.0, 0.4, 0.9):
             assert len(draw_window(text, word_tokenizer(), 5_000, fraction)) == 5_000
 
+    def test_no_more_than_a_window_s_part_is_tokenized(self, monkeypatch):
+        sizes = []
+
+        def counted(tokenizer, text, special=False):
+            sizes.append(len(text))
+            return encode(tokenizer, text, special)
+
+        monkeypatch.setattr("ropewalk.tasks.haystack.encode", counted)
+        text = text_of(("b" * 39 + " ") * 3000 + "a " * 20_000 + ("b" * 39 + " ") * 3000, "uneven")
+        draw_window(text, word_tokenizer(), 200, 0.1)
+        assert max(sizes) <= 20_000
+        draw_window(text, word_tokenizer(), 2000, 0.0)
+        assert max(sizes) < len(text.text) / 2
+
     def test_the_whole_text_but_never_more(self):
         text = text_of(story(100), "story")
         size = len(encode(word_tokenizer(), text.text))

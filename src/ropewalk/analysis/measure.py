@@ -38,9 +38,10 @@ def measure(
         stages: of `pre_ntk` (before any rotation), `post_rope` (rotated by the model's own frequencies) and
             `post_ntk` (rotated by `rope`).
         rope: the rotation in force during the pass, with its length rule; the model's own when None.
-        attention_mask: (B, N), 1 for real tokens; all when None.
+        attention_mask: (B, N), 1 for real tokens; all when None. Positions count real tokens alone.
 
     Raises:
+        ArgumentError: an unknown stage, a wrong shape, or a `rope` that isn't one or doesn't fit the model.
         UnsupportedModelError: no rotary attention, or layers whose heads differ in number or size.
     """
     for stage in stages:
@@ -53,13 +54,24 @@ def measure(
     layers = rotary_layers(model)
     own = {layer.index: layer.rope for layer in layers}
     rope = rope or RoPE.from_model(model)
-    mask = None if attention_mask is None else attention_mask.bool()
+    mask, positions = _mask_and_positions(input_ids, attention_mask)
     tapped = _Tapped(rope, own, tuple(dict.fromkeys(stages)), mask)
     reader = model.get_decoder() if hasattr(model, "get_decoder") else model
     with torch.no_grad(), installed(model, tapped):
-        reader(input_ids=input_ids, attention_mask=attention_mask, use_cache=False)
+        reader(input_ids=input_ids, attention_mask=attention_mask, use_cache=False, **positions)
     taps = {index: tap for index, tap in tapped.taps.items() if tap.sums}
     return _statistics(model, input_ids, taps, layers[0].rope, tapped.stages)
+
+
+def _mask_and_positions(ids: Tensor, attention_mask: Tensor | None) -> tuple[Tensor | None, dict[str, Tensor]]:
+    """The mask as bool, and the model's argument for positions: padding on the left shifts nobody's position."""
+    if attention_mask is None:
+        return None, {}
+    if attention_mask.shape != ids.shape:
+        remedy = f"give the shape of input_ids, {tuple(ids.shape)}"
+        raise ArgumentError("attention_mask.shape", tuple(attention_mask.shape), remedy)
+    mask = attention_mask.bool()
+    return mask, {"position_ids": (mask.long().cumsum(-1) - 1).clamp(min=0)}
 
 
 def _statistics(
@@ -116,7 +128,11 @@ class _LayerTap(Encoding):
         inner = self.tapped.rope.at(self.layer).module()
         if not isinstance(inner, RoPEModule):
             raise ArgumentError("rope", self.tapped.rope, "measure needs a RoPE in each layer")
-        tap = _TapModule(inner, self.tapped.own[self.layer].module(), self.tapped.stages, self.tapped.mask)
+        own = self.tapped.own[self.layer]
+        if (inner.head_dim, inner.encoding.width) != (own.head_dim, own.width):
+            remedy = f"layer {self.layer} has heads of {own.head_dim} channels of which {own.width} turn"
+            raise ArgumentError("rope", inner.encoding, remedy)
+        tap = _TapModule(inner, own.module(), self.tapped.stages, self.tapped.mask)
         self.tapped.taps[self.layer] = tap
         return tap
 

@@ -11,7 +11,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from ropewalk.cli.options import duration, prepared_folder
+from ropewalk.cli.options import duration, plain_console, prepared_folder
 
 if TYPE_CHECKING:
     from ropewalk.extend import Job, Outcome
@@ -41,18 +41,18 @@ def extend_model(
     trust_remote_code: Annotated[bool, typer.Option(help="Run code that a model brings along.")] = False,
 ) -> None:
     """Find the length rule and the DoPE plan with which a model reads LENGTH tokens, and save the plan."""
-    console = Console()
+    console = plain_console()
     seconds = duration(budget)
     folder = prepared_folder(out)
 
     from ropewalk.cli.progress import Watch
+    from ropewalk.errors import unknown_name
     from ropewalk.evaluation.store import Store, write_atomically
-    from ropewalk.extend import Job, extend
+    from ropewalk.extend import Job, extend, prepared_text
     from ropewalk.hf.fingerprint import describe
     from ropewalk.hf.loading import load_model
     from ropewalk.hf.plan import Plan
     from ropewalk.hf.when import WHEN
-    from ropewalk.errors import unknown_name
     from ropewalk.report.figures import draw_final
     from ropewalk.report.summary import evidence, markdown
     from ropewalk.tasks.haystack import read_text
@@ -72,6 +72,7 @@ def extend_model(
         seed=seed,
         budget=seconds,
     )
+    prepared_text(job, tokenizer)
     with Store(folder / "results.jsonl", _settings(job, about)) as store:
         spent = sum(record.get("seconds", 0.0) for record in store.records())
         with Watch(console, seconds, spent).shown() as watch:

@@ -11,6 +11,8 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from ropewalk.cli.options import plain_console
+
 
 def measure_needles(
     model: Annotated[str, typer.Argument(help="A Hugging Face id, a folder, a .gguf file, or smollm2.")],
@@ -33,6 +35,7 @@ def measure_needles(
     trust_remote_code: Annotated[bool, typer.Option(help="Run code that a model brings along.")] = False,
 ) -> None:
     """Hide numbers in a long text and ask the model for them."""
+    from ropewalk.errors import ArgumentError
     from ropewalk.evaluation.read import Reader
     from ropewalk.hf.fingerprint import describe
     from ropewalk.hf.loading import load_model
@@ -44,6 +47,8 @@ def measure_needles(
     haystack = read_text(text)
     loaded, tokenizer = load_model(model, revision=revision or None, trust_remote_code=trust_remote_code)
     about = describe(loaded)
+    if not (length or about["original_length"]):
+        raise ArgumentError("length", length, "give it in tokens; the model's config doesn't tell its training length")
     task = NeedleTask(
         haystack,
         length or about["original_length"],
@@ -52,7 +57,8 @@ def measure_needles(
         setting=setting,
         seed=seed,
     )
-    console = Console()
+    task.prompts(tokenizer, min(prompts, 1))  # what can't be built is refused before anything is written
+    console = plain_console()
     encoding = saved.encoding.to_dict() if saved else None
     settings = {"model": about["fingerprint"], "encoding": encoding, "task": task.to_dict()}
     with saved.installed(loaded, when="always") if saved else nullcontext():
@@ -70,7 +76,8 @@ def _answers(
     with Store(Path(out), settings) if out else nullcontext() as store:
         known = {record["key"]: record for record in store.records()} if store else {}
         with console.status("reading") as status:
-            for index, prompt in enumerate(task.prompts(reader.tokenizer, number)):
+            for index in range(number):
+                prompt = task.prompts(reader.tokenizer, 1, first=index)[0]
                 status.update(f"prompt {index + 1} of {number}")
                 if prompt.id in known:
                     found += [Answer.from_dict(a) for a in known[prompt.id]["answers"]]

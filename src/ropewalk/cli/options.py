@@ -6,6 +6,8 @@ import os
 import re
 from pathlib import Path
 
+from rich.console import Console
+
 from ropewalk.errors import ArgumentError
 
 _UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0, "": 1.0}
@@ -17,6 +19,14 @@ def duration(text: str) -> float:
     if not found or float(found[1]) <= 0:
         raise ArgumentError("budget", text, "give a time above 0, such as 90s, 30m or 4h")
     return float(found[1]) * _UNITS[found[2]]
+
+
+def plain_console() -> Console:
+    """A console that prints brackets as they are, and whole lines into a pipe or a file, whatever their length."""
+    console = Console(markup=False, highlight=False, emoji=False)
+    if not console.is_terminal:
+        console.width = 1000
+    return console
 
 
 def prepared_folder(path: Path) -> Path:

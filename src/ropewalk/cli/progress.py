@@ -28,7 +28,7 @@ class Watch:
             console=console,
             transient=True,
         )
-        self._task = self._progress.add_task("loading", total=budget, completed=spent)
+        self._task = self._progress.add_task("starting", total=budget, completed=spent)
         self._budget, self._began, self._spent = budget, time.monotonic(), spent
 
     @contextmanager
@@ -41,10 +41,6 @@ class Watch:
         """A measurement begins."""
         self._move(f"{stage}: {candidate}")
 
-    def say(self, what: str) -> None:
-        """Something other than a measurement begins."""
-        self._move(what)
-
     def done(self, done: Done) -> None:
         """A measurement has ended."""
         right = sum(answer.is_exact for answer in done.answers)
@@ -54,6 +50,7 @@ class Watch:
             f"{right:>2} of {len(done.answers)} right  NLL {nll:6.3f}  {done.seconds:5.1f} s",
             markup=False,
             highlight=False,
+            soft_wrap=True,
         )
         self._move(done.stage)
 
@@ -63,7 +60,7 @@ class Watch:
 
 
 class _TimeLeft(ProgressColumn):
-    """Minutes left of the budget; the last stages may overdraw it a little."""
+    """Hours, minutes and seconds left of the budget; the last stages may overdraw it a little."""
 
     def __init__(self, left: float):
         super().__init__()
@@ -73,4 +70,6 @@ class _TimeLeft(ProgressColumn):
         left = self._end - time.monotonic()
         if left <= 0:
             return Text("finishing")
-        return Text(f"{int(left // 60)}:{int(left % 60):02d} left")
+        minutes, seconds = divmod(int(left), 60)
+        hours = f"{minutes // 60}:" if minutes >= 60 else ""
+        return Text(f"{hours}{minutes % 60:02d}:{seconds:02d} left")

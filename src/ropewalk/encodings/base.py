@@ -56,9 +56,11 @@ class Encoding:
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> Encoding:
-        """The encoding that `to_dict` wrote; an unknown kind or key is refused by name."""
+        """The encoding that `to_dict` wrote; an unknown kind or key, or a missing one, is refused by name."""
+        if not isinstance(data, dict):
+            raise ArgumentError("encoding", data, "give a dict with the key 'kind'")
         kind = data.get("kind", "")
-        if kind not in _REGISTRY:
+        if not isinstance(kind, str) or kind not in _REGISTRY:
             raise unknown_name("kind", kind, _REGISTRY)
         target = _REGISTRY[kind]
         return target._from_fields({k: v for k, v in data.items() if k != "kind"})
@@ -72,6 +74,9 @@ class Encoding:
                 raise ArgumentError(
                     name, fields[name], f"{cls.kind} has no such field; it has {', '.join(sorted(known))}"
                 )
+        for field in dataclasses.fields(cls):
+            if field.name not in fields and field.default is dataclasses.MISSING:
+                raise ArgumentError(field.name, None, f"{cls.kind} needs this field")
         return cls(**fields)
 
 
@@ -100,7 +105,7 @@ class RotaryModule(torch.nn.Module):
         raise NotImplementedError
 
     def own_keys(self, num_heads: int, num_kv_heads: int) -> tuple[tuple[int, int], ...]:
-        """Pairs (query head, index) of heads with a key of their own, which `encode` puts after the G keys."""
+        """Pairs (query head, index) of heads with own keys, which `encode` puts after the G keys."""
         return ()
 
     def forward(self, q: Tensor, k: Tensor, positions: Positions) -> tuple[Tensor, Tensor]:
@@ -113,9 +118,14 @@ class RotaryModule(torch.nn.Module):
             if x.dim() != 4 or x.shape[-1] != self.head_dim:
                 remedy = f"give (batch, heads, tokens, head_dim={self.head_dim})"
                 raise ArgumentError(f"{argument}.shape", tuple(x.shape), remedy)
-        of_queries, of_keys = (p if p.dim() == 2 else p[None] for p in of_queries_and_keys(positions, q, k))
-        tables = self.tables(of_queries, q.dtype), self.tables(of_keys, k.dtype)
-        return self.encode(q, k, (of_queries, of_keys), tables)
+        of_queries, of_keys = of_queries_and_keys(positions, q, k)
+        is_shared = of_keys is of_queries and k.dtype == q.dtype
+        of_queries = of_queries if of_queries.dim() == 2 else of_queries[None]
+        tables = self.tables(of_queries, q.dtype)
+        if is_shared:
+            return self.encode(q, k, (of_queries, of_queries), (tables, tables))
+        of_keys = of_keys if of_keys.dim() == 2 else of_keys[None]
+        return self.encode(q, k, (of_queries, of_keys), (tables, self.tables(of_keys, k.dtype)))
 
 
 def encodings() -> dict[str, type[Encoding]]:

@@ -16,6 +16,7 @@ from ropewalk.encodings.per_layer import PerLayer
 from ropewalk.encodings.rope import RoPE, RoPEModule, rotate, spread
 from ropewalk.errors import ArgumentError, unknown_name
 from ropewalk.heads import HeadSelection
+from ropewalk.schedule import check_length, check_positive
 
 READINGS: dict[str, tuple[str, ...]] = {
     "parts": ("unrotated", "drop"),
@@ -53,13 +54,12 @@ class DoPE(Encoding):
     replace it together with (cos, sin).
 
     Args:
-        rope: the RoPE, with its length rule, that all other heads keep; a `PerLayer` of them where layers
-        differ.
+        rope: the RoPE, with its length rule, that all other heads keep; a `PerLayer` of them
+            where layers differ.
         heads: the selected (layer, query head) pairs.
         original_length: the training length in tokens.
-        scope: `query_head` (exact: under grouped keys a selected head gets a key of its own) or `kv_group`
-        (whole
-            groups are selected, their shared key changes, nothing is added).
+        scope: `query_head` (exact: under grouped keys a selected head gets a key of its own) or
+            `kv_group` (whole groups are selected, their shared key changes, nothing is added).
         apply_to: `both`, `query` or `key`: which side loses its rotation.
     """
 
@@ -83,19 +83,17 @@ class DoPE(Encoding):
             raise ArgumentError("rope", self.rope, "give a RoPE, for example RoPE.from_model(model)")
         if not isinstance(self.heads, HeadSelection):
             raise ArgumentError("heads", self.heads, "give a HeadSelection([(layer, head), ...])")
-        if self.mode not in READINGS:
+        if not isinstance(self.mode, str) or self.mode not in READINGS:
             raise unknown_name("mode", self.mode, READINGS)
         if self.reading is None:
             object.__setattr__(self, "reading", READINGS[self.mode][0])
         for name, known in (("reading", READINGS[self.mode]), ("scope", SCOPES), ("apply_to", SIDES)):
             if getattr(self, name) not in known:
                 raise unknown_name(name, getattr(self, name), known)
-        if not (isinstance(self.original_length, int) and self.original_length > 0):
-            raise ArgumentError(
-                "original_length", self.original_length, "give the training length in tokens, above 0"
-            )
-        if not (math.isfinite(self.sigma) and self.sigma > 0):
-            raise ArgumentError("sigma", self.sigma, "give a standard deviation above 0")
+        check_length("original_length", self.original_length)
+        check_positive("sigma", self.sigma)
+        if isinstance(self.seed, bool) or not isinstance(self.seed, int) or not 0 <= self.seed < 2**64:
+            raise ArgumentError("seed", self.seed, "give an integer from 0 to 2**64 - 1")
 
     def at(self, layer: int) -> Encoding:
         """The layer's encoding: plain RoPE where no head of the layer is selected."""

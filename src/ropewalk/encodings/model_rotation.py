@@ -38,7 +38,7 @@ def rotary_layers(model: nn.Module) -> tuple[RotaryLayer, ...]:
     attentions = _attentions(model)
     layers = []
     for order, (path, module) in enumerate(attentions):
-        rotary = _rotary_module(model, path)
+        rotary = _rotary_module(model, path, type(module).__name__)
         index = getattr(module, "layer_idx", None)
         index = order if index is None else index
         layers.append(RotaryLayer(index, path, module, rotary, _read_rope(model, module, rotary, index)))
@@ -89,7 +89,7 @@ def _attentions(model: nn.Module) -> list[tuple[str, nn.Module]]:
     return found
 
 
-def _rotary_module(model: nn.Module, attention_path: str) -> nn.Module:
+def _rotary_module(model: nn.Module, attention_path: str, kind: str) -> nn.Module:
     """The one module with inverse frequencies that sits beside or above an attention layer."""
     found = []
     for path, module in model.named_modules():
@@ -100,7 +100,7 @@ def _rotary_module(model: nn.Module, attention_path: str) -> nn.Module:
     if len(found) != 1:
         names = ", ".join(type(module).__name__ for module in found) or "none"
         raise UnsupportedModelError(
-            f"{attention_path} should have one module with inv_freq beside or above it; found: {names}"
+            f"{kind} ({attention_path}) needs one module with inv_freq beside or above it; found: {names}"
         )
     return found[0]
 
@@ -172,7 +172,7 @@ def _read_layout(attention: nn.Module, rotary_dim: int) -> str:
 
 
 def _table_forms(layout: str, cos: Tensor, sin: Tensor) -> list[tuple[Tensor, Tensor]]:
-    """How transformers may hand (cos, sin) on: the bands twice, a number a channel, or the bands once."""
+    """How (cos, sin) may be handed on: the bands twice, a number a channel, or the bands once."""
     bands = slice(0, None, 2) if layout == "interleaved" else slice(0, cos.shape[-1] // 2)
     once = cos[..., bands], sin[..., bands]
     twice = torch.cat([once[0], once[0]], dim=-1), torch.cat([once[1], once[1]], dim=-1)

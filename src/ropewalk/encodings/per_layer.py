@@ -23,6 +23,14 @@ class PerLayer(Encoding):
 
     layers: tuple[tuple[int, Encoding], ...]
 
+    def __post_init__(self) -> None:
+        if not isinstance(self.layers, tuple):
+            raise ArgumentError("layers", self.layers, "give a tuple of pairs (layer index, encoding)")
+        for entry in self.layers:
+            is_pair = isinstance(entry, tuple) and len(entry) == 2 and type(entry[0]) is int
+            if not is_pair or not isinstance(entry[1], Encoding):
+                raise ArgumentError("layers", entry, "each entry must be a pair (layer index, encoding)")
+
     def at(self, layer: int) -> Encoding:
         """The layer's own encoding; a layer without one is an error that names it."""
         for index, encoding in self.layers:
@@ -42,7 +50,11 @@ class PerLayer(Encoding):
     def _from_fields(cls, fields: dict[str, Any]) -> Encoding:
         nested = dict(fields)
         if isinstance(nested.get("layers"), list):
-            nested["layers"] = tuple(
-                (int(index), Encoding.from_dict(data)) for index, data in nested["layers"]
-            )
+            nested["layers"] = tuple(_read(entry) for entry in nested["layers"])
         return super()._from_fields(nested)
+
+
+def _read(entry: Any) -> tuple[int, Encoding]:
+    if not isinstance(entry, list | tuple) or len(entry) != 2:
+        raise ArgumentError("layers", entry, "each entry must be a pair [layer index, encoding]")
+    return entry[0], Encoding.from_dict(entry[1])

@@ -8,13 +8,18 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import nn
 
 from ropewalk.analysis.statistics import Statistics
 from ropewalk.encodings.base import Encoding
-from ropewalk.encodings.dope import DoPE
+from ropewalk.encodings.dope import WHOLE_VECTOR, DoPE
+from ropewalk.encodings.model_rotation import model_config, own_rotation, rotary_layers
 from ropewalk.encodings.per_layer import PerLayer
 from ropewalk.encodings.rope import RoPE
-from ropewalk.frequencies import Resonance, Rule, rule_for
+from ropewalk.errors import ArgumentError, UnsupportedModelError
+from ropewalk.frequencies import NTK, DynamicNTK, Linear, Llama3, LongRoPE, NTKByParts, Resonance, Rule, YaRN, rule_for
+from ropewalk.heads import HeadSelection
+from ropewalk.hf import installed
 
 # (rule, multiples of target / original that serve as its factor); None where the rule has no factor. The order is
 # that of promise, so that a small budget tries the likeliest first: past the training length a factor well above
@@ -38,16 +43,19 @@ _RULES: tuple[tuple[str, tuple[float | None, ...]], ...] = (
     ("linear", (1.5,)),
 )
 
+# For a model with a rule of its own: multiples of target / original by which that rule's factor grows.
+_FURTHER = (1.0, 1.5, 2.0)
+
 # (mode, reading, score, r, indicator, order, heads): the papers' best rows first, then each reading once.
 _DOPE: tuple[tuple[str, str, str, int | None, str, str, int], ...] = (
     ("gaussian", "rotation", "truncated_entropy", 32, "key", "ascending", 3),
     ("all", "nope", "truncated_entropy", 32, "key", "ascending", 3),
     ("parts", "unrotated", "truncated_entropy", 1, "key", "ascending", 5),
-    ("all", "nope", "truncated_entropy", 1, "key", "ascending", 5),
     ("parts", "drop", "truncated_entropy", 1, "key", "ascending", 5),
     ("all", "zero", "truncated_entropy", 32, "key", "ascending", 3),
     ("gaussian", "multiply", "truncated_entropy", 32, "key", "ascending", 3),
     ("gaussian", "replace", "truncated_entropy", 32, "key", "ascending", 3),
+    ("all", "nope", "truncated_entropy", 1, "key", "ascending", 5),
     ("all", "nope", "truncated_effective_rank", 16, "query", "ascending", 5),
     ("parts", "unrotated", "truncated_effective_rank", 16, "query", "ascending", 10),
     ("all", "nope", "band_entropy", None, "key", "descending", 5),
@@ -75,6 +83,27 @@ def plain_candidate(own: RoPE | PerLayer) -> Candidate:
     return Candidate("plain", own)
 
 
+def rotation_to_stretch(
+    model: nn.Module, original_length: int
+) -> tuple[RoPE | PerLayer, Callable[[int], bool]]:
+    """A model's own rotation, and which of its layers a length rule changes.
+
+    Layers with a sliding window that the training length holds never meet a distance that they weren't trained on, so
+    they keep their rotation: then the rotation comes as a PerLayer, also where all layers turn alike. A model all of
+    whose layers are such is stretched whole: there, only measuring can tell.
+    """
+    own, config = own_rotation(model), model_config(model)
+    types = getattr(config, "layer_types", None)
+    window = getattr(config, "sliding_window", None)
+    layers = rotary_layers(model)
+    near = set()
+    if types and (window is None or window <= original_length):
+        near = {layer.index for layer in layers if "sliding" in str(types[layer.index])}
+    if not near or len(near) == len(layers):
+        return own, lambda _: True
+    return PerLayer(tuple((layer.index, layer.rope) for layer in layers)), lambda layer: layer not in near
+
+
 def rule_candidates(
     own: RoPE | PerLayer,
     original_length: int,
@@ -83,65 +112,136 @@ def rule_candidates(
 ) -> list[Candidate]:
     """The length rules on a model's own rotation, likeliest first, each schedule once.
 
-    LongRoPE isn't among them: its factor lists come from a search of their own, and none fits every model.
+    First comes a rule that the model has already, taken further. LongRoPE isn't among the others: its factor lists
+    come from a search of their own, and none fits every model. A rule that can't serve the model's sizes is left out.
 
     Args:
         stretched: whether a layer's rotation takes the rule; layers with a window don't see far enough to need one.
     """
     stretch = max(1.0, target_length / original_length)
+    tried = [
+        *_further(own, stretch, target_length, stretched),
+        *_ruled(own, stretch, original_length, target_length, stretched),
+    ]
     found: list[Candidate] = []
     seen = [_schedules(own)]
-    for name, multiples in _RULES:
-        for multiple in multiples:
-            factor = None if multiple is None else round(multiple * stretch, 2)
-            rule = _rule(name, original_length, target_length, factor)
-            encoding = with_rule(own, rule, stretched)
-            schedules = _schedules(encoding)
-            if any(_same(schedules, other) for other in seen):
-                continue
+    for candidate in tried:
+        schedules = _schedules(candidate.encoding)
+        if not any(_same(schedules, other) for other in seen):
             seen.append(schedules)
-            found.append(Candidate(name if factor is None else f"{name} x{factor:g}", encoding))
+            found.append(candidate)
     return found
 
 
 def dope_candidates(
-    base: Candidate, statistics: Statistics, original_length: int, seed: int = 42
+    base: Candidate, statistics: Statistics, original_length: int, seed: int = 42, scope: str = "query_head"
 ) -> list[Candidate]:
-    """DoPE plans on top of `base`, the papers' best first; each (mode, reading, heads) once."""
+    """DoPE plans on top of `base`, the papers' best first; each (mode, reading, heads) once.
+
+    Readings that need whole heads are left out where the model hands over only the channels that turn.
+    """
     rope = base.encoding
     assert isinstance(rope, RoPE | PerLayer)
+    first = rope.at(statistics.layers[0])
+    is_cut = isinstance(first, RoPE) and statistics.head_dim < first.head_dim
     found: list[Candidate] = []
     seen: list[Encoding] = []
     total = len(statistics.layers) * statistics.num_heads
     for mode, reading, score, r, indicator, order, heads in _DOPE:
+        if is_cut and reading in WHOLE_VECTOR:
+            continue
         rank = None if r is None else min(r, statistics.head_dim)
         selection = statistics.select(
             score, r=rank, indicator=indicator, stage="post_ntk", heads=min(heads, total), order=order
         )
-        plan = DoPE(rope, selection, mode=mode, reading=reading, original_length=original_length, seed=seed)
+        plan = DoPE(
+            rope, selection, mode=mode, reading=reading, original_length=original_length, seed=seed, scope=scope
+        )
         if plan in seen:
             continue
         seen.append(plan)
         chosen_by = f"{score}{'' if rank is None else f'-{rank}'}"
-        found.append(
-            Candidate(f"{base.name} + {mode}/{reading} of {len(selection)} ({chosen_by} {indicator})", plan)
-        )
+        name = f"{base.name} + DoPE {mode}/{reading}, {len(selection)} heads ({chosen_by} {indicator})"
+        found.append(Candidate(name, plan))
     return found
 
 
-def with_rule(
-    own: RoPE | PerLayer, rule: Rule | None, stretched: Callable[[int], bool] = lambda _: True
-) -> RoPE | PerLayer:
-    """A model's own rotation under another length rule, in those layers for which `stretched(layer)` is true."""
-    if isinstance(own, RoPE):
-        return dataclasses.replace(own, rule=rule)
+def serving_scope(model: nn.Module, base: Candidate, statistics: Statistics) -> str:
+    """The scope in which a model can have DoPE: `query_head`, or `kv_group` where heads can't have own keys."""
+    rope = base.encoding
+    assert isinstance(rope, RoPE | PerLayer)
+    every = DoPE(rope, HeadSelection((layer, 0) for layer in statistics.layers))
+    try:
+        with installed(model, every):
+            return "query_head"
+    except UnsupportedModelError:
+        return "kv_group"
 
-    def change(layer: int, encoding: Encoding) -> Encoding:
-        if not isinstance(encoding, RoPE) or not stretched(layer):
-            return encoding
-        return dataclasses.replace(encoding, rule=rule)
 
-    return own.map(change)
+def _further(
+    own: RoPE | PerLayer, stretch: float, target_length: int, stretched: Callable[[int], bool]
+) -> list[Candidate]:
+    """The rule that a model was trained with, for a longer target; nothing for a model without."""
+    found: list[Candidate] = []
+    ropes = [own] if isinstance(own, RoPE) else [e for layer, e in own.layers if stretched(layer)]
+    rule = next((r.rule for r in ropes if isinstance(r, RoPE) and _taken_further(r.rule, stretch, target_length)), None)
+    for multiple in _FURTHER if rule is not None else ():
+
+        def change(rope: RoPE, by: float = multiple * stretch) -> Rule | None:
+            return _taken_further(rope.rule, by, target_length) or rope.rule
+
+        further = _taken_further(rule, multiple * stretch, target_length)
+        factor = "" if isinstance(rule, DynamicNTK | LongRoPE) else f" x{getattr(further, 'factor', 0):g}"
+        name = "" if rule is None else rule.name
+        found += _with_rules(f"own {name}{factor}", own, change, stretched)
+    return found
+
+
+def _taken_further(rule: Rule | None, by: float, target_length: int) -> Rule | None:
+    """The rule for a target that is `by` times longer; None for rules that have no such thing."""
+    if isinstance(rule, DynamicNTK | LongRoPE):
+        return dataclasses.replace(rule, target_length=target_length)
+    if isinstance(rule, Linear | NTK | NTKByParts | YaRN | Llama3):
+        return dataclasses.replace(rule, factor=round(rule.factor * by, 2))
+    return None
+
+
+def _ruled(
+    own: RoPE | PerLayer,
+    stretch: float,
+    original_length: int,
+    target_length: int,
+    stretched: Callable[[int], bool],
+) -> list[Candidate]:
+    """The rules of the table in place of whatever rule the model has."""
+    found: list[Candidate] = []
+    for name, multiples in _RULES:
+        for multiple in multiples:
+            factor = None if multiple is None else round(multiple * stretch, 2)
+            rule = _rule(name, original_length, target_length, factor)
+
+            def change(_: RoPE, rule: Rule = rule) -> Rule:
+                return rule
+
+            found += _with_rules(name if factor is None else f"{name} x{factor:g}", own, change, stretched)
+    return found
+
+
+def _with_rules(
+    name: str, own: RoPE | PerLayer, change: Callable[[RoPE], Rule | None], stretched: Callable[[int], bool]
+) -> list[Candidate]:
+    """The rotation with the rule `change(rope)` in the layers for which `stretched(layer)` is true; none if it can't be."""
+
+    def changed(layer: int, rope: Encoding) -> Encoding:
+        if isinstance(rope, RoPE) and stretched(layer):
+            return dataclasses.replace(rope, rule=change(rope))
+        return rope
+
+    try:
+        encoding = own.map(changed) if isinstance(own, PerLayer) else dataclasses.replace(own, rule=change(own))
+    except ArgumentError:  # the rule can't serve so few channels
+        return []
+    return [Candidate(name, encoding)]
 
 
 def _rule(name: str, original_length: int, target_length: int, factor: float | None) -> Rule:

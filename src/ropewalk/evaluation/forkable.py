@@ -22,7 +22,6 @@ class ForkableLayer(DynamicLayer):
     def __init__(self, room: int):
         super().__init__()
         self.room = room
-        self.length = 0
         self._key_room: Tensor | None = None
         self._value_room: Tensor | None = None
 
@@ -32,27 +31,33 @@ class ForkableLayer(DynamicLayer):
         """Append keys (B, G, n, d) and values (B, G', n, d'); returns all of both."""
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
-        end = self.length + key_states.shape[-2]
-        self._key_room = self._with_room(self._key_room, key_states, end)
-        self._value_room = self._with_room(self._value_room, value_states, end)
-        self._key_room[:, :, self.length : end] = key_states
-        self._value_room[:, :, self.length : end] = value_states
-        self.go_to(end)
+        self._key_room, self.keys = self._appended(self._key_room, self.keys, key_states)
+        self._value_room, self.values = self._appended(self._value_room, self.values, value_states)
         return self.keys, self.values
 
     def go_to(self, length: int) -> None:
         """Make the first `length` tokens the cached ones; those behind are forgotten."""
-        self.length = length
-        if self._key_room is not None and self._value_room is not None:
-            self.keys, self.values = self._key_room[:, :, :length], self._value_room[:, :, :length]
+        if self.is_initialized:
+            self.keys, self.values = self.keys[:, :, :length], self.values[:, :, :length]
 
-    def _with_room(self, held: Tensor | None, new: Tensor, end: int) -> Tensor:
-        if held is not None and held.shape[2] >= end:
-            return held
-        grown = new.new_empty(*new.shape[:2], end + self.room, new.shape[-1])
-        if held is not None:
-            grown[:, :, : self.length] = held[:, :, : self.length]
-        return grown
+    def reset(self) -> None:
+        """Forget all tokens and give the room back."""
+        self._key_room = self._value_room = None
+        super().reset()
+
+    def _appended(self, room: Tensor | None, held: Tensor, new: Tensor) -> tuple[Tensor, Tensor]:
+        """(room, its filled part): `held`, the first tokens of the room, and then `new`."""
+        length = held.shape[2] if held.dim() == 4 else 0
+        end = length + new.shape[2]
+        # Whoever reorders or moves a cache replaces `held` by tensors that aren't in the room any more.
+        in_place = room is not None and (length == 0 or held.data_ptr() == room.data_ptr())
+        if room is None or not in_place or room.shape[0] != new.shape[0] or room.shape[2] < end:
+            grown = new.new_empty(*new.shape[:2], end + self.room, new.shape[-1])
+            if length:
+                grown[:, :, :length] = held
+            room = grown
+        room[:, :, length:end] = new
+        return room, room[:, :, :end]
 
 
 def forkable_cache(config: Any, room: int = 256) -> DynamicCache:
@@ -65,21 +70,15 @@ def forkable_cache(config: Any, room: int = 256) -> DynamicCache:
 @contextmanager
 def fork(cache: DynamicCache) -> Iterator[DynamicCache]:
     """The cache to continue from; on exit it is as it was. One fork at a time."""
-    kept: list[Any] = []
-    for layer in cache.layers:
-        # Layers of other kinds (windows, recurrent states) are small: copied whole.
-        kept.append(layer.length if isinstance(layer, ForkableLayer) else copy.deepcopy(layer))
+    kept = list(cache.layers)
+    lengths = [layer.get_seq_length() if isinstance(layer, ForkableLayer) else 0 for layer in kept]
+    # Layers of other kinds (windows, recurrent states) are small: the fork gets copies of them. The layers themselves
+    # may be in another cache too and stay as they are.
+    cache.layers = [layer if isinstance(layer, ForkableLayer) else copy.deepcopy(layer) for layer in kept]
     try:
         yield cache
     finally:
-        for index, (layer, before) in enumerate(zip(cache.layers, kept, strict=True)):
+        cache.layers = kept
+        for layer, length in zip(kept, lengths, strict=True):
             if isinstance(layer, ForkableLayer):
-                layer.go_to(before)
-            else:
-                cache.layers[index] = before
-
-
-def cached_bytes(cache: DynamicCache) -> int:
-    """Bytes that the cached keys and values take, free room left out."""
-    tensors = (t for layer in cache.layers for t in (layer.keys, layer.values) if isinstance(t, torch.Tensor))
-    return sum(t.numel() * t.element_size() for t in tensors)
+                layer.go_to(length)

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from ropewalk.evaluation.candidates import Candidate
 from ropewalk.evaluation.forkable import forkable_cache
+from ropewalk.evaluation.score import mean_interval
+from ropewalk.evaluation.store import Store
+from ropewalk.hf import installed
+from ropewalk.tasks.haystack import Text, draw_window
 
 CHUNK_TOKENS = 1024
+SHORT_TOKENS, SHORT_WINDOWS = 512, 8
 
 
 @torch.no_grad()
@@ -30,3 +37,63 @@ def token_nll(model: nn.Module, ids: Sequence[int]) -> Tensor:
         targets = tokens[0, start + 1 : start + 1 + part.shape[1]]
         losses.append(nn.functional.cross_entropy(logits, targets, reduction="none").cpu())
     return torch.cat(losses)
+
+
+def short_lengths(original_length: int) -> dict[int, int]:
+    """At which lengths a plan is measured that is meant for longer ones, each with its number of windows.
+
+    512 tokens, where inputs are usually short, and the training length, in one window as it costs most; one length
+    where those are the same.
+    """
+    return {original_length: 1, min(SHORT_TOKENS, original_length): SHORT_WINDOWS}
+
+
+def short_cost(
+    model: nn.Module,
+    tokenizer: Any,
+    text: Text,
+    original_length: int,
+    arms: Sequence[Candidate],
+    store: Store,
+    on_start: Callable[[str, str, str], None] = lambda *_: None,
+) -> dict[str, dict[int, tuple[float, float, float]]]:
+    """Mean nats a token of held-out text at `short_lengths`: {name: {length: (mean, low, high)}}, shortest first.
+
+    Windows are the independent units of the intervals; a single window has the whole line for its interval.
+    """
+    known = {record["key"]: record for record in store.records()}
+    found: dict[str, dict[int, tuple[float, float, float]]] = {}
+    for arm in arms:
+        found[arm.name] = {}
+        for length, windows in sorted(short_lengths(original_length).items()):
+            key = f"likelihood/{length}/{arm.name}"
+            if key not in known:
+                on_start("short inputs", arm.name, f"{length} tokens")
+                known[key] = _likelihood(model, tokenizer, text, arm, length, windows, key)
+                store.append(known[key])
+            found[arm.name][length] = _spread(known[key]["window_means"])
+    return found
+
+
+def _likelihood(
+    model: nn.Module, tokenizer: Any, text: Text, arm: Candidate, length: int, windows: int, key: str
+) -> dict[str, Any]:
+    began = time.monotonic()
+    with installed(model, arm.encoding):
+        means = [
+            float(token_nll(model, draw_window(text, tokenizer, length, (0.1 + i * 0.618034) % 1.0)).mean())
+            for i in range(windows)
+        ]
+    return {
+        "key": key,
+        "kind": "likelihood",
+        "candidate": arm.name,
+        "length": length,
+        "window_means": means,
+        "seconds": round(time.monotonic() - began, 2),
+    }
+
+
+def _spread(means: Sequence[float]) -> tuple[float, float, float]:
+    estimate = mean_interval(means, range(len(means)))
+    return estimate.mean, estimate.low, estimate.high

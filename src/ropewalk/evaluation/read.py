@@ -10,11 +10,16 @@ from torch import Tensor, nn
 from transformers.cache_utils import DynamicCache
 
 from ropewalk.evaluation.forkable import fork, forkable_cache
+from ropewalk.evaluation.packed import ask_packed, can_pack
 from ropewalk.evaluation.score import Answer
 from ropewalk.tasks.needle import NeedlePrompt, Question
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+
+# What an answer counts whose logits overflowed, in nats a token: far more than any real answer, and still a number.
+WORST_NLL = 100.0
 
 
 @dataclass
@@ -39,26 +44,32 @@ class Reader:
 
     def questions(self, prompt: NeedlePrompt, setting: str, cache: DynamicCache) -> list[Answer]:
         """An answer to each question, each continuing from the same cache."""
-        found = []
-        for question in prompt.questions:
-            nll, said = self._ask(question, cache)
-            found.append(
-                Answer(
-                    prompt=prompt.id,
-                    setting=setting,
-                    depth=question.depth,
-                    key=question.key,
-                    expected=question.value,
-                    nll=nll,
-                    is_exact=tuple(said) == question.answer_ids,
-                    generated=self.tokenizer.decode(said),
-                )
+        if can_pack(cache):
+            ids, answers = [q.ids for q in prompt.questions], [q.answer_ids for q in prompt.questions]
+            asked = ask_packed(self.model, cache, ids, answers)
+        else:
+            asked = [self._ask(question, cache) for question in prompt.questions]
+        return [
+            Answer(
+                prompt=prompt.id,
+                setting=setting,
+                depth=question.depth,
+                key=question.key,
+                expected=question.value,
+                nll=self._nll(logits, question),
+                is_exact=tuple(said) == question.answer_ids,
+                generated=self.tokenizer.decode(said),
             )
-        return found
+            for question, (logits, said) in zip(prompt.questions, asked, strict=True)
+        ]
+
+    def _nll(self, logits: Tensor, question: Question) -> float:
+        answer = torch.tensor(question.answer_ids, device=logits.device)
+        return min(float(nn.functional.cross_entropy(logits, answer).nan_to_num(WORST_NLL)), WORST_NLL)
 
     @torch.no_grad()
-    def _ask(self, question: Question, cache: DynamicCache) -> tuple[float, list[int]]:
-        """(mean negative log-likelihood of the answer's tokens in nats, the greedy tokens).
+    def _ask(self, question: Question, cache: DynamicCache) -> tuple[Tensor, list[int]]:
+        """(logits behind the right answer's tokens, the greedy tokens), one question by itself.
 
         One pass over the question and the right answer gives both while the greedy tokens are right. From the
         first wrong one on, what the model would say depends on what it said.
@@ -66,14 +77,13 @@ class Reader:
         answer = torch.tensor(question.answer_ids, device=self._device)
         with fork(cache):
             logits = self._logits((*question.ids, *question.answer_ids[:-1]), cache, len(answer)).float()
-        nll = float(nn.functional.cross_entropy(logits, answer))
         greedy = logits.argmax(-1)
         wrong = (greedy != answer).nonzero()
         said = greedy[: int(wrong[0]) + 1].tolist() if len(wrong) else answer.tolist()
         if len(said) < len(answer):
             with fork(cache):
                 said = self._continue((*question.ids, *said), cache, len(answer) - len(said), said)
-        return nll, said
+        return logits, said
 
     def _continue(self, ids: tuple[int, ...], cache: DynamicCache, number: int, said: list[int]) -> list[int]:
         """`said` and `number` more greedy tokens, after `ids`, which end with `said`."""

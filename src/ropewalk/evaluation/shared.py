@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from transformers.cache_utils import DynamicCache
 
 from ropewalk.encodings.base import Encoding
-from ropewalk.encodings.model_rotation import rotary_layers
+from ropewalk.encodings.model_rotation import model_config, rotary_layers
+from ropewalk.errors import UnsupportedModelError
 from ropewalk.evaluation.forkable import forkable_cache
 from ropewalk.hf import installed
 
@@ -32,6 +33,9 @@ class SharedReading:
         self._blocks = decoder_blocks(model)
         self._inputs: dict[int, Tensor] = {}
         self._gives_tuple: list[bool] = [False] * len(self._blocks)
+        # Layers that read the keys of layers below them would miss those.
+        if getattr(model_config(model), "num_kv_shared_layers", 0):
+            starts = ()
         with installed(model, base), self._listening(starts):
             self.cache = self._run()
 
@@ -81,6 +85,7 @@ class SharedReading:
     def _starting_at(self, start: int) -> Iterator[None]:
         """Blocks below `start` hand their input on; block `start` gets the input that was kept."""
         skipped = self._blocks[:start]
+        before = [block.__dict__.get("forward") for block in skipped]
         try:
             for index, block in enumerate(skipped):
                 kept = self._inputs[start]
@@ -88,8 +93,10 @@ class SharedReading:
                 block.__dict__["forward"] = lambda *_, _output=output, **__: _output
             yield
         finally:
-            for block in skipped:
+            for block, held in zip(skipped, before, strict=True):
                 block.__dict__.pop("forward", None)
+                if held is not None:  # a device hook's
+                    block.__dict__["forward"] = held
 
 
 def decoder_blocks(model: nn.Module) -> nn.ModuleList:
@@ -100,12 +107,12 @@ def decoder_blocks(model: nn.Module) -> nn.ModuleList:
         if isinstance(module, nn.ModuleList):
             return module
         module = getattr(module, name)
-    raise LookupError(f"{type(model).__name__}: {'.'.join(path)} isn't inside a list of layers")
+    raise UnsupportedModelError(f"{type(model).__name__}: {'.'.join(path)} isn't inside a list of layers")
 
 
-def first_difference(encoding: Encoding, base: Encoding, num_layers: int) -> int:
-    """The first layer in which two encodings differ; num_layers when none does."""
-    for layer in range(num_layers):
+def first_difference(encoding: Encoding, base: Encoding, layers: Sequence[int]) -> int:
+    """The first of the rotary `layers` (ascending) in which two encodings differ; one past the last when none does."""
+    for layer in layers:
         if encoding.at(layer) != base.at(layer):
             return layer
-    return num_layers
+    return layers[-1] + 1

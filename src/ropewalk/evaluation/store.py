@@ -79,13 +79,13 @@ class Store:
         self.close()
 
     def _lock(self) -> None:
-        if sys.platform == "win32":
-            return  # it has no flock: there, nothing stops two writers
-        try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            remedy = "another process is writing to it; wait for that one or choose another --out"
-            raise ArgumentError("out", str(self.path), remedy) from error
+        # Windows has no flock: there, nothing stops two writers.
+        if sys.platform != "win32":
+            try:
+                fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                remedy = "another process is writing to it; wait for that one or choose another --out"
+                raise ArgumentError("out", str(self.path), remedy) from error
 
     def _resume(self) -> None:
         with _one_line_errors(self.path):

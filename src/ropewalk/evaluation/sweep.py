@@ -45,7 +45,7 @@ class Sweep:
     ):
         self.reader, self.store = reader, store
         self._on_start, self._on_done = on_start, on_done
-        self._num_layers = 1 + max(layer.index for layer in rotary_layers(reader.model))
+        self._layers = [layer.index for layer in rotary_layers(reader.model)]
         self._answers: dict[tuple[str, str, str], list[Answer]] = {}
         for record in store.records():
             if record.get("kind") == "answers":
@@ -94,14 +94,14 @@ class Sweep:
     ) -> None:
         """Plans on one base: the base reads the prompt once, each plan from its own first layer on."""
         base = family[0].base
-        firsts = {c.name: first_difference(c.encoding, base, self._num_layers) for c in family}
+        firsts = {c.name: first_difference(c.encoding, base, self._layers) for c in family}
         ordered = sorted(family, key=lambda c: -firsts[c.name])
         self._on_start(stage, ordered[0].name, prompt.id)
         began = time.monotonic()
         shared = SharedReading(self.reader.model, base, prompt.haystack_ids, sorted(set(firsts.values())))
         for candidate in ordered:
             with installed(self.reader.model, candidate.encoding):
-                is_base = firsts[candidate.name] == self._num_layers
+                is_base = candidate.encoding == base
                 cache = shared.cache if is_base else shared.read(candidate.encoding, firsts[candidate.name])
                 answers = self.reader.questions(prompt, setting, cache)
             self._keep(stage, candidate, prompt, answers, time.monotonic() - began)

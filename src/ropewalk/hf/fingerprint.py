@@ -53,8 +53,7 @@ def fingerprint(model: nn.Module) -> str:
 
 
 def describe(model: nn.Module) -> dict[str, Any]:
-    """A model's name, revision, shape, base, training length and fingerprint, JSON-ready: the keys of
-    `FIELDS`.
+    """Name, revision, shape, base, training length and fingerprint of a model: JSON-ready, keys as `FIELDS`.
 
     What the config doesn't say is None, as is the fingerprint of a model whose weights are elsewhere (device
     meta).

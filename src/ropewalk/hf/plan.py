@@ -14,13 +14,15 @@ from typing import Any
 
 from torch import nn
 
+import ropewalk.encodings.nope  # noqa: F401  (a plan may hold any kind of encoding, so all must be registered)
 from ropewalk.encodings.base import Encoding
 from ropewalk.encodings.dope import DoPE
 from ropewalk.encodings.per_layer import PerLayer
 from ropewalk.errors import ArgumentError, DamagedFileError, MismatchedModelError, unknown_name
 from ropewalk.hf.fingerprint import ARCHITECTURE, FIELDS, describe
 from ropewalk.hf.handle import Handle
-from ropewalk.hf.plan_file import FILE, find_plan, first_line, one_line_hub_errors, read_plan, write_plan
+from ropewalk.hf.hub import first_line, one_line_hub_errors
+from ropewalk.hf.plan_file import FILE, find_plan, read_plan, write_plan
 from ropewalk.hf.seam import install
 from ropewalk.hf.when import WHEN
 from ropewalk.schedule import check_length
@@ -181,24 +183,24 @@ class Plan:
         fields = read_plan(path)
         try:
             return cls._from_fields(fields)
-        # Whatever an encoding makes of values of wrong types, the file is to blame.
-        except (ValueError, TypeError, AttributeError, LookupError, RecursionError, OverflowError) as error:
+        except ValueError as error:
             raise DamagedFileError(f"{path}: {first_line(error)}") from error
+        # What an encoding makes of fields that are missing or of a wrong type; the file is to blame.
+        except (TypeError, AttributeError, LookupError, RecursionError, ArithmeticError) as error:
+            reason = f"no encoding can be made of it ({first_line(error)}); save the plan again"
+            raise DamagedFileError(f"{path}: {reason}") from error
 
     def summary(self) -> str:
         """The plan in a few readable lines."""
         model = self.model
-        scope = (
-            "always"
-            if self.when == "always"
-            else f"for generations of more than {self.original_length} tokens"
-        )
+        long = f"for generations of more than {self.original_length} tokens"
         lines = [
             f"plan for {model['name'] or 'a model without a name'} ({model['model_type']}, "
-            f"{model['num_layers']} layers of {model['num_heads']} query and {model['num_kv_heads']} key/value heads)",
+            f"{model['num_layers']} layers, {model['num_heads']} query heads, "
+            f"{model['num_kv_heads']} key/value heads)",
             f"  length: {self.target_length} tokens; trained on {self.original_length}",
             f"  encoding: {_encoding_line(self.encoding)}",
-            f"  installed: {scope}",
+            f"  installed: {long if self.when == 'long' else self.when}",
         ]
         lines += [f"  {name}: {_short(value)}" for name, value in self.evidence.items()]
         versions = f"ropewalk {self.ropewalk_version}, transformers {self.transformers_version}"
@@ -237,12 +239,14 @@ class Plan:
 
 def _checked_description(model: Any) -> dict[str, Any]:
     """A copy of what `describe` gives; anything else is refused."""
-    if not isinstance(model, dict) or model.keys() != FIELDS.keys():
-        raise ArgumentError("model", model, f"should be what describe(model) gives: {', '.join(FIELDS)}")
+    if not isinstance(model, dict):
+        raise ArgumentError("model", model, "should be what describe(model) gives")
+    for name in [*FIELDS.keys() - model.keys(), *model.keys() - FIELDS.keys()]:
+        what = "is missing" if name in FIELDS else "is unknown"
+        raise ArgumentError("model", name, f"{what}; it should be what describe(model) gives")
     for name, kind in FIELDS.items():
         value = model[name]
-        fits = isinstance(value, kind) or (kind is float and isinstance(value, int))
-        if value is not None and (isinstance(value, bool) or not fits):
+        if value is not None and type(value) is not kind:
             raise ArgumentError(f"model[{name!r}]", value, f"should be {kind.__name__} or None")
     return dict(model)
 
@@ -275,10 +279,8 @@ def _encoding_line(encoding: Encoding) -> str:
     """Kind, length rule and heads in one line; a list of frequencies or layers would be many."""
     if isinstance(encoding, DoPE):
         heads = ", ".join(f"{layer}.{head}" for layer, head in encoding.heads)
-        changed = (
-            f"mode {encoding.mode} ({encoding.reading}) in {len(encoding.heads)} heads (layer.head {heads})"
-        )
-        return f"dope, {changed}; {_encoding_line(encoding.rope)}"
+        changed = f"{encoding.mode} ({encoding.reading}) in {len(encoding.heads)} heads (layer.head {heads})"
+        return f"dope, mode {changed}; {_encoding_line(encoding.rope)}"
     if isinstance(encoding, PerLayer):
         lines = dict.fromkeys(_encoding_line(inner) for _, inner in encoding.layers)
         return f"per layer: {' | '.join(lines)}"
@@ -290,6 +292,6 @@ def _short(value: Any) -> str:
     """A value from a file on one line; long lists by their length."""
     if isinstance(value, dict):
         return ", ".join(f"{name} {_short(held)}" for name, held in value.items() if held is not None)
-    if isinstance(value, list) and len(value) > 8:
-        return f"[{len(value)} values]"
+    if isinstance(value, list):
+        return f"[{', '.join(map(_short, value))}]" if len(value) <= 4 else f"[{len(value)} values]"
     return f"{value:.4g}" if isinstance(value, float) else str(value)

@@ -6,11 +6,11 @@ import contextlib
 import json
 import os
 import secrets
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from ropewalk.errors import ArgumentError, DamagedFileError, RopewalkError
+from ropewalk.errors import ArgumentError, DamagedFileError
+from ropewalk.hf.hub import first_line, is_hub_id, one_line_hub_errors
 
 FILE = "plan.json"
 FORMAT, FORMAT_VERSION = "ropewalk.plan", 1
@@ -33,9 +33,8 @@ def write_plan(path: Path, fields: dict[str, Any]) -> None:
             os.fsync(file.fileno())
         os.replace(part, path)
     except OSError as error:
-        remedy = (
-            f"can't write here ({error.strerror or type(error).__name__}); choose another folder or make room"
-        )
+        reason = error.strerror or type(error).__name__
+        remedy = f"can't write here ({reason}); choose another folder or make room"
         raise ArgumentError("directory", str(path), remedy) from error
     finally:
         with contextlib.suppress(OSError):  # gone after os.replace
@@ -92,26 +91,3 @@ def find_plan(directory_or_id: str, revision: str | None, token: str | None) -> 
 
     with one_line_hub_errors(directory_or_id, "isn't a local folder, and its plan can't be had from"):
         return Path(hf_hub_download(directory_or_id, FILE, revision=revision, token=token))
-
-
-def is_hub_id(name: str) -> bool:
-    """Whether a name can be `owner/name` or a bare name on the hub, and isn't written as a path."""
-    return bool(name) and name.count("/") <= 1 and not name.startswith((".", "/", "~")) and "\\" not in name
-
-
-@contextlib.contextmanager
-def one_line_hub_errors(repo_id: str, what: str) -> Iterator[None]:
-    """Turns whatever the hub's client raises into one line about the repository."""
-    try:
-        yield
-    except RopewalkError:
-        raise
-    except Exception as error:  # besides its own, the client raises those of its HTTP library, which varies
-        remedy = f"{what} the Hugging Face Hub ({first_line(error)})"
-        raise ArgumentError("repo_id", repo_id, remedy) from error
-
-
-def first_line(error: BaseException) -> str:
-    """The first line of an error's text that says something, cut to 200 characters."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return (lines[0] if lines else type(error).__name__)[:200]

@@ -60,11 +60,18 @@ def verdict(outcome: Outcome) -> str:
     difference = outcome.against(dope, rule)
     prompts = len({a.prompt for a in outcome.final[rule.name]})
     figures = f"answer NLL {_signed(difference)} on {prompts} prompts that no choice had seen"
-    if difference.is_better:
+    if outcome.winner == dope:
         return f"{dope.name} is better than the best length rule, {rule.name}, beyond chance ({figures}): it is saved."
+    if difference.is_better:
+        return (
+            f"{dope.name} is better than the best length rule, {rule.name} ({figures}), but not than plain "
+            f"({_signed(outcome.against(dope, outcome.plain))}) beyond chance; the rule is saved."
+        )
     rule_gain = outcome.against(rule, outcome.plain)
     if rule_gain.is_better:
         over = f"the rule itself is better than plain beyond chance ({_signed(rule_gain)})"
+    elif rule_gain.is_worse:
+        over = f"the rule is worse than plain beyond chance ({_signed(rule_gain)}): use neither at this length"
     else:
         over = f"nor is the rule better than plain beyond chance ({_signed(rule_gain)})"
     return (

@@ -1,0 +1,56 @@
+"""Head statistics for a search, kept in a file beside its records."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from ropewalk.analysis.measure import measure
+from ropewalk.analysis.statistics import Statistics
+from ropewalk.evaluation.candidates import Candidate
+from ropewalk.evaluation.store import Store
+from ropewalk.tasks.haystack import Text, draw_window
+
+FILE = "statistics.safetensors"
+
+
+def calibrate(
+    model: nn.Module,
+    tokenizer: Any,
+    text: Text,
+    length: int,
+    rule: Candidate,
+    store: Store,
+    on_start: Callable[[str, str, str], None] = lambda *_: None,
+) -> Statistics:
+    """Head statistics under a rule, on text of the target length (v2 finding (v)): measured once, then read back.
+
+    A file that the store's record doesn't vouch for (of another run, or damaged) is measured again.
+    """
+    kept = store.path.with_name(FILE)
+    key = f"statistics/{length}/{rule.name}"
+    known = next((record for record in store.records() if record["key"] == key), None)
+    if known is not None and kept.is_file() and _hash(kept) == known["sha256"]:
+        return Statistics.load(kept)
+    on_start("calibration", rule.name, text.name)
+    began = time.monotonic()
+    ids = draw_window(text, tokenizer, length, 0.37)
+    device = next(model.parameters()).device
+    statistics = measure(model, torch.tensor([ids], device=device), rope=rule.encoding)
+    part = kept.with_suffix(".part")
+    statistics.save(part)
+    part.replace(kept)
+    if known is None:
+        seconds = round(time.monotonic() - began, 2)
+        store.append({"key": key, "kind": "statistics", "sha256": _hash(kept), "seconds": seconds})
+    return statistics
+
+
+def _hash(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()

@@ -1,0 +1,230 @@
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from ropewalk.analysis import measure as measure_module
+from ropewalk.analysis.measure import measure
+from ropewalk.encodings.dope import DoPE
+from ropewalk.encodings.per_layer import PerLayer
+from ropewalk.encodings.rope import RoPE, rotate
+from ropewalk.errors import ArgumentError, UnsupportedModelError
+from ropewalk.frequencies import NTK, Rule, YaRN
+from ropewalk.heads import HeadSelection
+from ropewalk.hf import installed
+from tests.evaluation.tiny_models import tiny
+
+IDS = torch.arange(80).reshape(2, 40) * 37 % 590 + 3
+STAGES = ("pre_ntk", "post_rope", "post_ntk")
+
+
+def handed_over(model: Any, monkeypatch: pytest.MonkeyPatch, **inputs: Any) -> list[tuple[Tensor, Tensor]]:
+    """Each layer's queries and keys before rotation, caught in the model's own `apply_rotary_pos_emb`."""
+    seen: list[tuple[Tensor, Tensor]] = []
+    home = importlib.import_module(type(model).__module__)
+    real = home.apply_rotary_pos_emb
+
+    def catch(q: Tensor, k: Tensor, *args: Any, **kwargs: Any) -> Any:
+        seen.append((q, k))
+        return real(q, k, *args, **kwargs)
+
+    with monkeypatch.context() as patch, torch.no_grad():
+        patch.setattr(home, "apply_rotary_pos_emb", catch)
+        model(**inputs)
+    return seen
+
+
+def gram(x: Tensor) -> Tensor:
+    """(B, H, N, d) -> (H, d, d) float64."""
+    x = x.double()
+    return (x.mT @ x).sum(0)
+
+
+def turned(x: Tensor, rope: RoPE) -> Tensor:
+    return rotate(x, *rope.tables(torch.arange(x.shape[2])), rope.layout)
+
+
+def with_rule(own: Any, rule: Rule) -> Any:
+    if isinstance(own, PerLayer):
+        return own.map(lambda _, rope: RoPE(rope.head_dim, rope.base, rule))
+    return RoPE(own.head_dim, own.base, rule, own.layout, own.rotary_dim)
+
+
+@pytest.mark.parametrize(
+    ("family", "rule"),
+    [
+        ("Llama", NTK(3.0)),
+        ("Llama", YaRN(4.0, 256)),
+        ("GPTNeoX", NTK(2.0)),
+        ("Qwen3", YaRN(2.0, 256)),
+        ("Gemma3", NTK(2.0)),
+    ],
+)
+def test_every_stage_is_x_t_x_of_the_models_own_vectors(
+    family: str, rule: Rule, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = tiny(family)
+    own = RoPE.from_model(model)
+    ruled = with_rule(own, rule)
+    forwards = {name: module.__dict__.get("forward") for name, module in model.named_modules()}
+    logits = model(IDS).logits
+    # Content above the first layer depends on the rule: it must have been in force.
+    monkeypatch.setattr(measure_module, "CHUNK_TOKENS", 7)
+    found = measure(model, IDS, stages=STAGES, rope=ruled)
+    assert torch.equal(model(IDS).logits, logits)
+    assert {name: module.__dict__.get("forward") for name, module in model.named_modules()} == forwards
+    with installed(model, ruled):
+        inputs = []
+        hooks = [
+            module.register_forward_pre_hook(lambda _m, args, kwargs: inputs.append((args, kwargs)), with_kwargs=True)
+            for name, module in model.named_modules()
+            if name.endswith((".self_attn", ".attention"))
+        ]
+        model(IDS, use_cache=False)
+        for hook in hooks:
+            hook.remove()
+    seen = []
+    attentions = [m for n, m in model.named_modules() if n.endswith((".self_attn", ".attention"))]
+    for attention, (args, kwargs) in zip(attentions, inputs, strict=True):
+        kwargs = {**kwargs, "position_embeddings": own_tables(own, attention)}
+        seen += handed_over_by(attention, monkeypatch, args, kwargs)
+    assert found.layers == (0, 1, 2, 3)
+    for layer, pair in enumerate(seen):
+        mine, plain = ruled.at(layer), own.at(layer)
+        assert isinstance(mine, RoPE) and isinstance(plain, RoPE)
+        for side, x in enumerate(pair):
+            for stage, expected in (
+                ("pre_ntk", x),
+                ("post_rope", turned(x, plain)),
+                ("post_ntk", turned(x, mine)),
+            ):
+                torch.testing.assert_close(found.grams[stage][side][layer], gram(expected), rtol=1e-4, atol=1e-3)
+    assert found.num_tokens == 80 and (found.num_heads, found.head_dim) == (4, 16)
+    first = own.at(0)
+    assert isinstance(first, RoPE)
+    assert (found.layout, found.rotary_dim) == (first.layout, first.width)
+    assert found.model == type(model).__name__
+
+
+def own_tables(own: Any, attention: nn.Module) -> tuple[Tensor, Tensor]:
+    rope = own.at(attention.layer_idx)
+    assert isinstance(rope, RoPE)
+    cos, sin = rope.tables(torch.arange(40)[None])
+    return cos, sin
+
+
+def handed_over_by(
+    attention: nn.Module, monkeypatch: pytest.MonkeyPatch, args: Any, kwargs: Any
+) -> list[tuple[Tensor, Tensor]]:
+    """What one attention layer hands its rotation for given inputs."""
+
+    def run(**_: Any) -> None:
+        attention(*args, **kwargs)
+
+    run.__module__ = type(attention).__module__
+    holder = type("Holder", (), {"__call__": lambda _self: run(), "__module__": type(attention).__module__})
+    return handed_over(holder(), monkeypatch)
+
+
+@pytest.mark.parametrize("family", ["Llama", "Gemma3"])
+def test_padding_on_either_side_changes_nothing(family: str) -> None:
+    model = tiny(family)
+    ids = IDS[:1, :30]
+    wanted = measure(model, ids, stages=STAGES, rope=with_rule(RoPE.from_model(model), NTK(2.0)))
+    for left in (0, 6, 10):
+        mask = torch.zeros(1, 40, dtype=torch.long)
+        mask[:, left : left + 30] = 1
+        padded = torch.full((1, 40), 599)
+        padded[:, left : left + 30] = ids
+        rope = with_rule(RoPE.from_model(model), NTK(2.0))
+        found = measure(model, padded, stages=STAGES, rope=rope, attention_mask=mask)
+        assert found.num_tokens == 30
+        for stage in STAGES:
+            for mine, other in zip(found.grams[stage], wanted.grams[stage], strict=True):
+                torch.testing.assert_close(mine, other, rtol=1e-4, atol=1e-3)
+
+
+def test_the_size_of_chunks_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, rope = tiny("Llama"), with_rule(RoPE.from_model(tiny("Llama")), YaRN(2.0, 256))
+    found = []
+    for chunk in (3, 1000):
+        monkeypatch.setattr(measure_module, "CHUNK_TOKENS", chunk)
+        found.append(measure(model, IDS, stages=STAGES, rope=rope).grams)
+    for stage in STAGES:
+        for one, other in zip(found[0][stage], found[1][stage], strict=True):
+            torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-4)
+
+
+def test_layers_without_rotation_are_left_out_and_the_others_keep_their_numbers() -> None:
+    model = tiny("SmolLM3")
+    statistics = measure(model, IDS)
+    assert statistics.layers == (0, 2, 3)
+    assert set(statistics.select("matrix_entropy", heads=12).layers) == {0, 2, 3}
+
+
+def test_without_a_rule_post_rope_is_post_ntk_and_nothing_is_turned_twice(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[int] = []
+    real = measure_module._TapModule._add_turned
+    monkeypatch.setattr(
+        measure_module._TapModule, "_add_turned", lambda *args: (calls.append(1), real(*args))[1]
+    )
+    model = tiny("Llama")
+    found = measure(model, IDS, stages=("post_rope", "post_ntk"))
+    assert all(map(torch.equal, found.grams["post_rope"], found.grams["post_ntk"]))
+    assert not calls
+    measure(model, IDS, stages=("post_rope",), rope=with_rule(RoPE.from_model(model), NTK(2.0)))
+    assert len(calls) == 8
+
+
+def test_what_is_kept_does_not_grow_with_the_text(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Everything reachable from the taps is d x d a head, whatever the text's length."""
+    kept: list[int] = []
+    real = measure_module._statistics
+
+    def count(model: nn.Module, ids: Tensor, taps: dict[int, Any], *rest: Any) -> Any:
+        tensors = [t for tap in taps.values() for pair in tap.sums.values() for a in pair for t in vars(a).values()]
+        held = [v for tap in taps.values() for v in vars(tap).values() if isinstance(v, Tensor)]
+        tensors = [t for t in tensors if isinstance(t, Tensor)] + held
+        assert all(size in (2, 4, 16) for t in tensors for size in t.shape)
+        kept.append(sum(t.numel() * t.element_size() for t in tensors))
+        return real(model, ids, taps, *rest)
+
+    monkeypatch.setattr(measure_module, "_statistics", count)
+    for tokens in (30, 120):
+        measure(tiny("Llama"), torch.arange(tokens)[None] + 3, stages=STAGES)
+    assert kept[0] == kept[1] == 3 * 4 * (4 + 2) * (16 * 16 * 8) + 3 * 4 * 2 * 8
+
+
+def test_the_text_is_told_by_its_fingerprint() -> None:
+    model = tiny("Llama")
+    one, same, other = (measure(model, ids).text_fingerprint for ids in (IDS, IDS.clone(), IDS + 1))
+    assert one == same != other
+
+
+@pytest.mark.parametrize(
+    ("changed", "named"),
+    [
+        ({"stages": ("post_nkt",)}, "post_ntk"),
+        ({"stages": ()}, "stages"),
+        ({"input_ids": IDS[0]}, "input_ids.shape"),
+        ({"input_ids": IDS[:, :0]}, "input_ids.shape"),
+        ({"attention_mask": torch.ones(2, 39)}, "attention_mask.shape"),
+        ({"rope": RoPE(32)}, "rope"),
+        ({"rope": RoPE(16, rotary_dim=8)}, "rope"),
+        ({"rope": DoPE(RoPE(16), HeadSelection([(1, 1)]))}, "rope"),
+    ],
+)
+def test_wrong_input_is_named_and_the_model_left_as_it_was(changed: dict[str, Any], named: str) -> None:
+    model = tiny("Llama")
+    with pytest.raises(ArgumentError, match=named):
+        measure(model, **({"input_ids": IDS} | changed))
+    assert not any("forward" in module.__dict__ for module in model.modules())
+
+
+def test_a_model_without_rotary_attention_is_refused() -> None:
+    with pytest.raises(UnsupportedModelError, match="Linear"):
+        measure(nn.Linear(2, 2), IDS)

@@ -1,0 +1,54 @@
+"""Outcomes made by hand: what a run of the main job could have found."""
+
+from __future__ import annotations
+
+from ropewalk.encodings.dope import DoPE
+from ropewalk.encodings.rope import RoPE
+from ropewalk.evaluation.candidates import Candidate
+from ropewalk.evaluation.score import Answer
+from ropewalk.extend import Job, Outcome, decide
+from ropewalk.frequencies import NTK
+from ropewalk.heads import HeadSelection
+from ropewalk.tasks.haystack import text_of
+
+PLAIN = Candidate("plain", RoPE(16))
+RULE = Candidate("ntk x2.69", RoPE(16, rule=NTK(2.69)))
+DOPE = Candidate(
+    "ntk x2.69 + DoPE all/nope, 5 heads (truncated_entropy-1 key)",
+    DoPE(RoPE(16, rule=NTK(2.69)), HeadSelection([(1, 2)])),
+)
+
+
+def answers(nll: float, right: int, prompts: int, name: str = "final", depths: int = 10) -> list[Answer]:
+    """Answers whose mean NLL is `nll`, a little different by prompt, the first `right` of each prompt right."""
+    found = []
+    for prompt in range(prompts):
+        shift = 0.01 * (prompt - (prompts - 1) / 2)
+        for i in range(depths):
+            value = nll + shift + 0.3 * (i - (depths - 1) / 2) / depths
+            found.append(
+                Answer(f"{name}/{prompt}", "original", i / (depths - 1), f"k{i}", "1", value, i < right, "1")
+            )
+    return found
+
+
+def outcome(
+    plain: float, rule: float, dope: float, prompts: int = 6, target: int = 11000, original: int = 8192
+) -> Outcome:
+    """An outcome with these mean NLLs in the judgement."""
+    job = Job(target, original, text_of("Some text.", "kjv"))
+    made = Outcome(job, plain=PLAIN, best_rule=RULE, best_dope=DOPE)
+    made.at_original = answers(0.5, 4, 1, "at original")
+    made.rules = [(RULE, answers(rule, 8, 2, "search")), (PLAIN, answers(plain, 2, 1, "search"))]
+    made.dope = [(DOPE, answers(dope, 9, 2, "dope")), (RULE, answers(rule, 8, 1, "dope"))]
+    made.final = {
+        PLAIN.name: answers(plain, 2, prompts),
+        RULE.name: answers(rule, 8, prompts),
+        DOPE.name: answers(dope, 9, prompts),
+    }
+    made.winner = decide(made)
+    made.short = {
+        name: {512: (cost, cost - 0.1, cost + 0.1), original: (cost - 0.2, float("-inf"), float("inf"))}
+        for name, cost in ((PLAIN.name, 3.0), (made.winner.name, 3.05))
+    }
+    return made

@@ -1,0 +1,223 @@
+"""The main job in code: what it measures, keeps and decides."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from ropewalk.encodings.dope import DoPE
+from ropewalk.encodings.per_layer import PerLayer
+from ropewalk.encodings.rope import RoPE
+from ropewalk.errors import ArgumentError
+from ropewalk.evaluation import calibration
+from ropewalk.evaluation.candidates import Candidate
+from ropewalk.evaluation.score import Answer
+from ropewalk.evaluation.store import Store, read_records
+from ropewalk.evaluation.sweep import Done, Sweep
+from ropewalk.extend import Clock, Job, Outcome, decide, extend, prepared_text, split_text
+from ropewalk.tasks.haystack import text_of
+from ropewalk.tasks.needle import NeedleTask
+from tests.evaluation.tiny_models import tiny
+from tests.tasks.tokenizers import byte_tokenizer, story, word_tokenizer
+
+TEXT = text_of(story(700), "story")
+JOB = Job(target_length=300, original_length=256, text=TEXT, depths=2, budget=1.0)
+
+
+def ran(model: nn.Module, folder: Path, job: Job = JOB, on_done: Callable[[Done], None] = lambda _: None) -> Outcome:
+    with Store(folder / "results.jsonl", {}) as store:
+        return extend(model, byte_tokenizer(), job, store, on_done=on_done)
+
+
+def plain(outcome: Outcome) -> dict[str, Any]:
+    """What an outcome says, for comparing two."""
+    return {
+        "rules": [(c.name, answers) for c, answers in outcome.rules],
+        "dope": [(c.name, answers) for c, answers in outcome.dope],
+        "final": outcome.final,
+        "short": outcome.short,
+        "winner": outcome.winner,
+    }
+
+
+@pytest.mark.parametrize("family", ["Llama", "Gemma2", "GPTNeoX"])
+def test_from_first_measurement_to_winner(family: str, tmp_path: Path) -> None:
+    model = tiny(family)
+    outcome = ran(model, tmp_path)
+    assert outcome.plain and outcome.best_rule and outcome.best_dope
+    assert isinstance(outcome.best_dope.encoding, DoPE)
+    assert outcome.best_dope.base == outcome.best_rule.encoding
+    assert isinstance(outcome.best_rule.encoding, PerLayer if family == "Gemma2" else RoPE)
+    assert outcome.winner in (outcome.best_rule, outcome.best_dope)
+    assert list(outcome.final) == [outcome.plain.name, outcome.best_rule.name, outcome.best_dope.name]
+    prompts = {a.prompt for answers in outcome.final.values() for a in answers}
+    assert len(prompts) >= 2
+    searched = {a.prompt for _, answers in [*outcome.rules, *outcome.dope] for a in answers}
+    assert not prompts & (searched | {a.prompt for a in outcome.at_original})
+    assert not {a.prompt for _, answers in outcome.rules for a in answers} & {
+        a.prompt for _, answers in outcome.dope for a in answers
+    }
+    assert list(outcome.short) == ["plain", outcome.winner.name] and list(outcome.short["plain"]) == [256]
+    assert not any("forward" in module.__dict__ for module in model.modules())
+
+
+def test_a_run_killed_anywhere_goes_on_to_the_same_outcome(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Killed after every single measurement, one after the other; a run in one go is what it must come to."""
+    model = tiny("Llama")
+    passes: list[int] = []
+    real = calibration.measure
+    monkeypatch.setattr(calibration, "measure", lambda *a, **k: (passes.append(1), real(*a, **k))[1])
+    whole = plain(ran(model, tmp_path / "whole"))
+    # The decisions depend on the clock: take over those of the first run.
+    _, records = read_records(tmp_path / "whole" / "results.jsonl")
+    with Store(tmp_path / "killed" / "results.jsonl", {}) as store:
+        for record in records:
+            if record["kind"] == "decision":
+                store.append(record)
+    passes.clear()
+    done: list[Done] = []
+
+    def kill(step: Done) -> None:
+        done.append(step)
+        raise KeyboardInterrupt
+
+    for _ in range(500):
+        try:
+            outcome = ran(model, tmp_path / "killed", on_done=kill)
+            break
+        except KeyboardInterrupt:
+            continue
+    assert plain(outcome) == whole
+    assert len(done) == len({(d.stage, d.candidate, d.prompt) for d in done}) > 10
+    assert sum(passes) == 1
+    finished = (tmp_path / "killed" / "results.jsonl").read_bytes()
+    assert plain(ran(model, tmp_path / "killed")) == whole
+    assert (tmp_path / "killed" / "results.jsonl").read_bytes() == finished
+
+
+def test_a_finished_run_measures_more_only_when_given_more_time(tmp_path: Path) -> None:
+    model = tiny("Llama")
+    first = ran(model, tmp_path)
+    size = (tmp_path / "results.jsonl").stat().st_size
+    assert plain(ran(model, tmp_path)) == plain(first)
+    assert (tmp_path / "results.jsonl").stat().st_size == size
+    more = ran(model, tmp_path, dataclasses.replace(JOB, budget=6.0))
+    assert [c.name for c, _ in more.rules] == [c.name for c, _ in first.rules]
+    assert len(more.final["plain"]) > len(first.final["plain"])
+    assert more.final["plain"][: len(first.final["plain"])] == first.final["plain"]
+
+
+def test_statistics_of_another_run_are_not_taken_for_this_ones(tmp_path: Path) -> None:
+    model = tiny("Llama")
+    wanted = plain(ran(model, tmp_path))
+    kept = tmp_path / calibration.FILE
+    good = kept.read_bytes()
+    kept.write_bytes(b"something else")
+    assert plain(ran(model, tmp_path)) == wanted
+    assert kept.read_bytes() == good
+
+
+def test_parts_of_the_text_are_disjoint_and_cover_it() -> None:
+    first, second, third = split_text(TEXT, byte_tokenizer(), JOB)
+    assert first.text + second.text + third.text == TEXT.text
+    assert len({part.name for part in (first, second, third)}) == 3
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"text": text_of(story(100), "short story")}, r"about [\d,]+ tokens but [\d,]+ are needed"),
+        ({"setting": "loud"}, "setting"),
+        ({"protocol": "none"}, "protocol"),
+        ({"depths": 0}, "depths"),
+        ({"depths": 40}, "length"),
+    ],
+)
+def test_a_job_that_cannot_be_done_is_refused_before_any_pass(
+    changed: dict[str, Any], said: str, tmp_path: Path
+) -> None:
+    model = tiny("Llama")
+    passes: list[int] = []
+    model.register_forward_hook(lambda *_: passes.append(1))
+    with pytest.raises(ArgumentError, match=said):
+        ran(model, tmp_path, dataclasses.replace(JOB, **changed))
+    assert not passes
+    assert read_records(tmp_path / "results.jsonl")[1] == []
+
+
+def test_a_part_that_is_too_poor_in_tokens_is_found_at_once() -> None:
+    """The size in tokens is judged by the text's middle; its end, here one long word, may be unlike it."""
+    text = text_of(story(700) + "x" * 9000, "story with a poor end")
+    tokenizer = word_tokenizer()
+    assert len(split_text(text, tokenizer, JOB)[2].text) < 9000
+    with pytest.raises(ArgumentError, match="part 3 of 3"):
+        prepared_text(dataclasses.replace(JOB, text=text), tokenizer)
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"target_length": 256}, "training length"),
+        ({"budget": 0.0}, "budget"),
+        ({"original_length": None}, "original_length"),
+    ],
+)
+def test_wrong_jobs_are_named(changed: dict[str, Any], said: str) -> None:
+    with pytest.raises(ArgumentError, match=said):
+        dataclasses.replace(JOB, **changed)
+
+
+def test_the_clock_counts_what_earlier_runs_spent() -> None:
+    assert 4.0 < Clock(10.0, 5.0).left <= 5.0
+    assert Clock(10.0, 12.0).left < 0
+
+
+Gains = dict[str, float]
+
+
+def faked(gains: Gains) -> Callable[..., dict[str, list[Answer]]]:
+    """Answers whose NLL is 2 less what the candidate's kind gains, with a little that differs by prompt."""
+
+    def kind(name: str) -> str:
+        return "plain" if name == "plain" else "dope" if "DoPE" in name else "rule"
+
+    def measure(
+        self: Sweep, stage: str, candidates: Sequence[Candidate], task: NeedleTask, indices: Sequence[int]
+    ) -> dict[str, list[Answer]]:
+        for index in indices:
+            for c in candidates:
+                key = stage, c.name, task.prompt_id(index)
+                if key in self._answers:
+                    continue
+                nll = 2.0 - gains[kind(c.name)] * (1 + 0.01 * (index % 3))
+                prompt = task.prompts(self.reader.tokenizer, 1, first=index)[0]
+                self._keep(stage, c, prompt, [Answer(prompt.id, "original", 0.5, "k", "1", nll, True, "1")], 0.01)
+        return {c.name: [a for i in indices for a in self._answers[stage, c.name, task.prompt_id(i)]] for c in candidates}
+
+    return measure
+
+
+@pytest.mark.parametrize(
+    ("gains", "wins"),
+    [
+        ({"plain": 0.0, "rule": 1.0, "dope": 1.5}, "dope"),
+        ({"plain": 0.0, "rule": 1.0, "dope": 1.0}, "rule"),
+        ({"plain": 0.0, "rule": 1.0, "dope": 0.5}, "rule"),
+        ({"plain": 1.0, "rule": 0.0, "dope": 0.5}, "rule"),
+    ],
+)
+def test_dope_is_taken_only_where_it_beats_its_rule_and_plain(
+    gains: Gains, wins: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Sweep, "measure", faked(gains))
+    outcome = ran(tiny("Llama"), tmp_path, dataclasses.replace(JOB, budget=0.3))
+    assert outcome.winner == (outcome.best_dope if wins == "dope" else outcome.best_rule)
+    assert decide(outcome) == outcome.winner
+    assert set(outcome.short) == {"plain", outcome.winner.name} if outcome.winner else False
+
