@@ -9,8 +9,13 @@ from typing import Any
 
 import pytest
 import torch
+from tests.evaluation.tiny_models import tiny
+from tests.tasks.tokenizers import byte_tokenizer, story, word_tokenizer
 from torch import nn
 
+from ropewalk import extend as extend_module
+from ropewalk.analysis.measure import measure
+from ropewalk.analysis.statistics import Statistics
 from ropewalk.encodings.dope import DoPE
 from ropewalk.encodings.per_layer import PerLayer
 from ropewalk.encodings.rope import RoPE
@@ -23,11 +28,9 @@ from ropewalk.evaluation.sweep import Done, Sweep
 from ropewalk.extend import Clock, Job, Outcome, decide, extend, prepared_text, split_text
 from ropewalk.tasks.haystack import text_of
 from ropewalk.tasks.needle import NeedleTask
-from tests.evaluation.tiny_models import tiny
-from tests.tasks.tokenizers import byte_tokenizer, story, word_tokenizer
 
 TEXT = text_of(story(700), "story")
-JOB = Job(target_length=300, original_length=256, text=TEXT, depths=2, budget=1.0)
+JOB = Job(target_length=300, original_length=256, text=TEXT, depths=2, budget=0.01)  # the least that is measured
 
 
 def ran(model: nn.Module, folder: Path, job: Job = JOB, on_done: Callable[[Done], None] = lambda _: None) -> Outcome:
@@ -49,7 +52,7 @@ def plain(outcome: Outcome) -> dict[str, Any]:
 @pytest.mark.parametrize("family", ["Llama", "Gemma2", "GPTNeoX"])
 def test_from_first_measurement_to_winner(family: str, tmp_path: Path) -> None:
     model = tiny(family)
-    outcome = ran(model, tmp_path)
+    outcome = ran(model, tmp_path, dataclasses.replace(JOB, budget=1.0))
     assert outcome.plain and outcome.best_rule and outcome.best_dope
     assert isinstance(outcome.best_dope.encoding, DoPE)
     assert outcome.best_dope.base == outcome.best_rule.encoding
@@ -94,22 +97,25 @@ def test_a_run_killed_anywhere_goes_on_to_the_same_outcome(tmp_path: Path, monke
         except KeyboardInterrupt:
             continue
     assert plain(outcome) == whole
-    assert len(done) == len({(d.stage, d.candidate, d.prompt) for d in done}) > 10
+    assert len(done) == len({(d.stage, d.candidate, d.prompt) for d in done}) >= 10
     assert sum(passes) == 1
     finished = (tmp_path / "killed" / "results.jsonl").read_bytes()
     assert plain(ran(model, tmp_path / "killed")) == whole
     assert (tmp_path / "killed" / "results.jsonl").read_bytes() == finished
 
 
-def test_a_finished_run_measures_more_only_when_given_more_time(tmp_path: Path) -> None:
+def test_a_finished_run_measures_more_only_when_given_more_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(extend_module, "MOST_FINAL_PROMPTS", 4)
     model = tiny("Llama")
     first = ran(model, tmp_path)
     size = (tmp_path / "results.jsonl").stat().st_size
     assert plain(ran(model, tmp_path)) == plain(first)
     assert (tmp_path / "results.jsonl").stat().st_size == size
-    more = ran(model, tmp_path, dataclasses.replace(JOB, budget=6.0))
+    more = ran(model, tmp_path, dataclasses.replace(JOB, budget=600.0))
     assert [c.name for c, _ in more.rules] == [c.name for c, _ in first.rules]
-    assert len(more.final["plain"]) > len(first.final["plain"])
+    assert (len(first.final["plain"]), len(more.final["plain"])) == (2 * 2, 4 * 2)
     assert more.final["plain"][: len(first.final["plain"])] == first.final["plain"]
 
 
@@ -117,10 +123,14 @@ def test_statistics_of_another_run_are_not_taken_for_this_ones(tmp_path: Path) -
     model = tiny("Llama")
     wanted = plain(ran(model, tmp_path))
     kept = tmp_path / calibration.FILE
-    good = kept.read_bytes()
-    kept.write_bytes(b"something else")
-    assert plain(ran(model, tmp_path)) == wanted
-    assert kept.read_bytes() == good
+    good = Statistics.load(kept)
+    other = measure(tiny("Llama"), torch.arange(3, 60)[None])
+    for spoil in (lambda: kept.write_bytes(b"something else"), lambda: other.save(kept), lambda: None):
+        kept.unlink()  # not written over: loaded statistics are mapped from the file
+        spoil()
+        assert plain(ran(model, tmp_path)) == wanted
+        again = Statistics.load(kept)
+        assert all(map(torch.equal, again.grams["post_ntk"], good.grams["post_ntk"]))
 
 
 def test_parts_of_the_text_are_disjoint_and_cover_it() -> None:
@@ -198,7 +208,8 @@ def faked(gains: Gains) -> Callable[..., dict[str, list[Answer]]]:
                 nll = 2.0 - gains[kind(c.name)] * (1 + 0.01 * (index % 3))
                 prompt = task.prompts(self.reader.tokenizer, 1, first=index)[0]
                 self._keep(stage, c, prompt, [Answer(prompt.id, "original", 0.5, "k", "1", nll, True, "1")], 0.01)
-        return {c.name: [a for i in indices for a in self._answers[stage, c.name, task.prompt_id(i)]] for c in candidates}
+        prompts = [task.prompt_id(index) for index in indices]
+        return {c.name: [a for p in prompts for a in self._answers[stage, c.name, p]] for c in candidates}
 
     return measure
 
@@ -216,8 +227,7 @@ def test_dope_is_taken_only_where_it_beats_its_rule_and_plain(
     gains: Gains, wins: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(Sweep, "measure", faked(gains))
-    outcome = ran(tiny("Llama"), tmp_path, dataclasses.replace(JOB, budget=0.3))
+    outcome = ran(tiny("Llama"), tmp_path, JOB)
     assert outcome.winner == (outcome.best_dope if wins == "dope" else outcome.best_rule)
     assert decide(outcome) == outcome.winner
     assert set(outcome.short) == {"plain", outcome.winner.name} if outcome.winner else False
-

@@ -128,9 +128,7 @@ def extend(
     outcome = Outcome(job, plain=plain_candidate(own))
     assert outcome.plain is not None
 
-    at_original = sweep.measure(
-        "at original length", [outcome.plain], job.task(search_text, job.original_length), [0]
-    )
+    at_original = sweep.measure("at original length", [outcome.plain], job.task(search_text, job.original_length), [0])
     outcome.at_original = at_original["plain"]
     sweep.measure("rules", [outcome.plain], task, [0])
     unit = unit_seconds(store, "rules", "plain")
@@ -141,9 +139,7 @@ def extend(
     outcome.rules = halve(sweep, "rules", [outcome.plain, *rules], task, max(3, units))
     outcome.best_rule = next(c for c, _ in outcome.rules if c is not outcome.plain)
 
-    statistics = calibrate(
-        model, tokenizer, search_text, job.target_length, outcome.best_rule, store, on_start
-    )
+    statistics = calibrate(model, tokenizer, search_text, job.target_length, outcome.best_rule, store, on_start)
     scope = serving_scope(model, outcome.best_rule, statistics)
     plans = dope_candidates(outcome.best_rule, statistics, job.original_length, scope=scope)
     units = int((clock.left - reserve) * DOPE_SHARE / (1 - RULES_SHARE) / unit)
@@ -209,10 +205,10 @@ def judge(
     """
     store, budget = sweep.store, outcome.job.budget
     decisions = [r for r in store.records() if r["kind"] == "decision" and r["stage"] == "final"]
-    enough = max((r["prompts"] for r in decisions if r["budget"] >= budget), default=MOST_FINAL_PROMPTS)
+    decided = max((r["prompts"] for r in decisions if r["budget"] >= budget), default=0)
     outcome.final = {arm.name: [] for arm in arms}
-    for number in range(enough):
-        known = sweep.is_measured("final", arms, task, FINAL_FIRST + number)
+    for number in range(decided or MOST_FINAL_PROMPTS):
+        known = decided or sweep.is_measured("final", arms, task, FINAL_FIRST + number)
         if number >= 2 and not known and clock.left < kept_back + unit * len(arms):
             break
         for name, answers in sweep.measure("final", arms, task, [FINAL_FIRST + number]).items():
@@ -245,4 +241,3 @@ def short_cost_seconds(store: Store, job: Job) -> float:
     """What the cost on short inputs will take for two arms, judged by the first measurement."""
     tokens = sum(length * windows for length, windows in short_lengths(job.original_length).items())
     return 2 * unit_seconds(store, "at original length", "plain") * tokens / job.original_length
-

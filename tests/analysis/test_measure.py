@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+from tests.evaluation.tiny_models import tiny
 from torch import Tensor, nn
 
 from ropewalk.analysis import measure as measure_module
@@ -16,7 +17,6 @@ from ropewalk.errors import ArgumentError, UnsupportedModelError
 from ropewalk.frequencies import NTK, Rule, YaRN
 from ropewalk.heads import HeadSelection
 from ropewalk.hf import installed
-from tests.evaluation.tiny_models import tiny
 
 IDS = torch.arange(80).reshape(2, 40) * 37 % 590 + 3
 STAGES = ("pre_ntk", "post_rope", "post_ntk")
@@ -169,9 +169,7 @@ def test_layers_without_rotation_are_left_out_and_the_others_keep_their_numbers(
 def test_without_a_rule_post_rope_is_post_ntk_and_nothing_is_turned_twice(monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[int] = []
     real = measure_module._TapModule._add_turned
-    monkeypatch.setattr(
-        measure_module._TapModule, "_add_turned", lambda *args: (calls.append(1), real(*args))[1]
-    )
+    monkeypatch.setattr(measure_module._TapModule, "_add_turned", lambda *args: (calls.append(1), real(*args))[1])
     model = tiny("Llama")
     found = measure(model, IDS, stages=("post_rope", "post_ntk"))
     assert all(map(torch.equal, found.grams["post_rope"], found.grams["post_ntk"]))

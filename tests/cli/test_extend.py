@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from tests.tasks.tokenizers import byte_tokenizer, story
 from transformers import LlamaConfig, LlamaForCausalLM
 
 import ropewalk
 from ropewalk.cli.app import INTERRUPTED, OK, USER_ERROR, main
 from ropewalk.evaluation.store import read_records
 from ropewalk.evaluation.sweep import Sweep
-from tests.tasks.tokenizers import byte_tokenizer, story
 
 
 @pytest.fixture(scope="module")

@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from tests.evaluation.tiny_models import tiny
+from tests.tasks.tokenizers import byte_tokenizer, story
 
 from ropewalk.cli.app import OK, USER_ERROR, main
 from ropewalk.encodings.rope import RoPE
@@ -13,8 +15,6 @@ from ropewalk.evaluation.score import Answer
 from ropewalk.evaluation.store import read_records
 from ropewalk.frequencies import NTK
 from ropewalk.hf.plan import Plan
-from tests.evaluation.tiny_models import tiny
-from tests.tasks.tokenizers import byte_tokenizer, story
 
 
 @pytest.fixture(scope="module")

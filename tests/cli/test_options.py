@@ -56,8 +56,8 @@ def run(console: Console, budget: float, spent: float) -> None:
     with watch.shown() as shown:
         assert shown is watch
         watch.start("rules", NAME, "p")
+        time.sleep(0.3)
         watch.done(DONE)
-        time.sleep(0.15)
 
 
 def test_into_a_file_progress_is_one_plain_line_a_measurement() -> None:

@@ -9,6 +9,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from tests.reference import dope as oracle
 
 from ropewalk.encodings.base import Encoding
 from ropewalk.encodings.dope import READINGS, DoPE
@@ -19,7 +20,6 @@ from ropewalk.encodings.rope import RoPE
 from ropewalk.errors import ArgumentError
 from ropewalk.frequencies import Linear, YaRN
 from ropewalk.heads import HeadSelection
-from tests.reference import dope as oracle
 
 LAYER, LENGTH, SEED = 2, 40, 7
 ALL_READINGS = [(mode, reading) for mode, readings in READINGS.items() for reading in readings]
@@ -48,7 +48,9 @@ def module_scores(encoding: DoPE, q: torch.Tensor, k: torch.Tensor, positions: t
     return (q2.double() @ k2[:, read].double().transpose(-1, -2) / q.shape[-1] ** 0.5)[0]
 
 
-def expected_scores(encoding: DoPE, q: torch.Tensor, k: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+def expected_scores(
+    encoding: DoPE, q: torch.Tensor, k: torch.Tensor, positions: torch.Tensor
+) -> torch.Tensor:
     rope: Any = encoding.rope
     schedule, own = rope.schedule(), RoPE(rope.head_dim, rope.base, rotary_dim=rope.rotary_dim).schedule()
     found = oracle.scores(
@@ -102,8 +104,9 @@ def test_any_selection_under_any_grouping(data):
     size = data.draw(st.sampled_from([1, 2, 3]))
     heads = data.draw(st.sets(st.integers(0, groups * size - 1), min_size=1))
     mode, reading = data.draw(st.sampled_from(ALL_READINGS))
-    scope, apply_to = data.draw(st.sampled_from(["query_head", "kv_group"])), data.draw(
-        st.sampled_from(["both", "query", "key"])
+    scope, apply_to = (
+        data.draw(st.sampled_from(["query_head", "kv_group"])),
+        data.draw(st.sampled_from(["both", "query", "key"])),
     )
     chosen = HeadSelection([(LAYER, head) for head in heads])
     encoding = DoPE(RoPE(8), chosen, mode, reading, LENGTH, SEED, 1.0, scope, apply_to)
@@ -111,7 +114,7 @@ def test_any_selection_under_any_grouping(data):
 
 
 def test_a_band_at_the_very_bound_is_not_rotated_and_a_rule_does_not_move_the_bound():
-    """theta_f <= 2 pi / L, theta of the model's own bands: linear interpolation by 4 leaves the choice as it was."""
+    """theta_f <= 2 pi / L, theta of the model's own bands: linear interpolation changes no choice."""
     for rope in (RoPE(8), RoPE(8, rule=Linear(4.0))):
         slow = DoPE(rope, HeadSelection([(LAYER, 0)]), "parts", original_length=62).at(LAYER).module()
         # Bands 1, 0.1, 0.01, 0.001; 2 pi / 62 = 0.1013 and 2 pi / 63 = 0.0997.
@@ -158,7 +161,17 @@ ENCODINGS = [
     RoPE(8),
     RoPE(8, base=500.0, rule=YaRN(4.0, 128), layout="interleaved", rotary_dim=4),
     NoPE(),
-    DoPE(RoPE(8, rule=Linear(2.0)), HeadSelection([(0, 1), (3, 2)]), "gaussian", "multiply", 128, 5, 0.5, "kv_group", "key"),
+    DoPE(
+        RoPE(8, rule=Linear(2.0)),
+        HeadSelection([(0, 1), (3, 2)]),
+        "gaussian",
+        "multiply",
+        128,
+        5,
+        0.5,
+        "kv_group",
+        "key",
+    ),
     PerLayer(((0, RoPE(8)), (1, NoPE()), (2, DoPE(RoPE(8), HeadSelection([(2, 0)]))))),
     DoPE(PerLayer(((0, RoPE(8)), (1, RoPE(8, base=100.0)))), HeadSelection([(1, 0)])),
 ]
@@ -175,9 +188,11 @@ def test_round_trip_through_json(encoding):
 def test_unknown_and_missing_keys_are_refused_by_name(encoding):
     with pytest.raises(ArgumentError, match="wobble"):
         Encoding.from_dict({**encoding.to_dict(), "wobble": 1})
-    with pytest.raises(ArgumentError, match="kind='ropy'.*rope"):
+    with pytest.raises(ArgumentError, match=r"kind='ropy'.*rope"):
         Encoding.from_dict({**encoding.to_dict(), "kind": "ropy"})
-    for name in {"rope": ["head_dim"], "dope": ["rope", "heads"], "per_layer": ["layers"]}.get(encoding.kind, []):
+    for name in {"rope": ["head_dim"], "dope": ["rope", "heads"], "per_layer": ["layers"]}.get(
+        encoding.kind, []
+    ):
         short = {key: value for key, value in encoding.to_dict().items() if key != name}
         with pytest.raises(ArgumentError, match=name):
             Encoding.from_dict(short)

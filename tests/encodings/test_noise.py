@@ -8,14 +8,19 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-
-from ropewalk.encodings.noise import gaussian
 from tests.reference.dope import hashed_normal
 
-GOLDEN = [[[0.657163, 1.537531, -0.327273], [-0.082963, 0.347598, 0.356973], [-0.70645, -1.914006, -1.6001]], [[0.049148, -0.000547, 0.597538], [0.279451, -0.761222, -1.928367], [-1.264728, -0.389491, -0.102736]]]
+from ropewalk.encodings.noise import gaussian
+
+GOLDEN = [
+    [[0.657163, 1.537531, -0.327273], [-0.082963, 0.347598, 0.356973], [-0.70645, -1.914006, -1.6001]],
+    [[0.049148, -0.000547, 0.597538], [0.279451, -0.761222, -1.928367], [-1.264728, -0.389491, -0.102736]],
+]
 
 
-def draws(seed: int = 42, stream: int = 0, layer: int = 3, heads=(0, 1, 5), tokens: int = 2000, channels: int = 32):
+def draws(
+    seed: int = 42, stream: int = 0, layer: int = 3, heads=(0, 1, 5), tokens: int = 2000, channels: int = 32
+):
     """(heads, tokens, channels) float64."""
     return gaussian(seed, stream, layer, list(heads), torch.arange(tokens), channels).double()
 

@@ -4,6 +4,7 @@ import dataclasses
 
 import pytest
 import torch
+from tests.evaluation.tiny_models import WINDOW, tiny
 
 from ropewalk.analysis.measure import measure
 from ropewalk.analysis.statistics import Statistics
@@ -20,7 +21,6 @@ from ropewalk.evaluation.candidates import (
 )
 from ropewalk.frequencies import NTK, DynamicNTK, Given, Linear, LongRoPE, Resonance, YaRN, rules
 from ropewalk.hf import installed
-from tests.evaluation.tiny_models import WINDOW, tiny
 
 
 def schedules(candidate: Candidate) -> list[tuple[float, ...]]:
@@ -34,7 +34,8 @@ def rules_of(found: list[Candidate]) -> list[object]:
 
 
 def random_statistics(heads: int = 4, head_dim: int = 64, layers: tuple[int, ...] = (0, 1, 2, 3)) -> Statistics:
-    x = torch.randn(len(layers), heads, 200, head_dim, dtype=torch.float64) * torch.rand(len(layers), heads, 1, head_dim)
+    x = torch.randn(len(layers), heads, 200, head_dim, dtype=torch.float64)
+    x *= torch.rand(len(layers), heads, 1, head_dim)
     y = x[:, ::2].roll(1, 0) + 0.1
     return Statistics({"post_ntk": (x.mT @ x, y.mT @ y)}, 200, layers, "half", head_dim)
 

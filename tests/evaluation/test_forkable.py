@@ -6,17 +6,15 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.evaluation.tiny_models import tiny
 from transformers.cache_utils import DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
 
 from ropewalk.evaluation.forkable import ForkableLayer, fork, forkable_cache
-from tests.evaluation.tiny_models import tiny
 
 
 @settings(max_examples=25)
 @given(st.lists(st.integers(1, 9), min_size=1, max_size=8), st.integers(0, 6), st.integers(1, 2), st.data())
-def test_it_holds_what_a_growing_layer_holds(
-    steps: list[int], room: int, batch: int, data: st.DataObject
-) -> None:
+def test_it_holds_what_a_growing_layer_holds(steps: list[int], room: int, batch: int, data: st.DataObject) -> None:
     ours, theirs = ForkableLayer(room), DynamicLayer()
     for number, step in enumerate(steps):
         torch.manual_seed(number)

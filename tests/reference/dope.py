@@ -1,6 +1,6 @@
-"""DoPE by slow loops in float64, written from the formulas alone (arXiv 2511.09146), and its noise in plain Python.
+"""DoPE by slow loops in float64, written from the formulas (arXiv 2511.09146), and its noise in Python.
 
-Nothing of the package is used: rotations are complex multiplications, one pair, one token, one head at a time.
+Rotations are complex multiplications: one pair, one token, one head at a time.
 """
 
 from __future__ import annotations
@@ -97,7 +97,9 @@ def scores(
                     encoded.append(turned(vector, turns[positions[n]], how["layout"]))  # type: ignore[arg-type]
             rows.append(encoded)
         scale = math.sqrt(len(q[0][0]))
-        out.append([[sum(a * b for a, b in zip(x, y, strict=True)) / scale for y in rows[1]] for x in rows[0]])
+        out.append(
+            [[sum(a * b for a, b in zip(x, y, strict=True)) / scale for y in rows[1]] for x in rows[0]]
+        )
     return out
 
 
@@ -112,7 +114,7 @@ def causal_softmax(one_head: list[list[float]]) -> list[list[float]]:
 
 
 def hashed_normal(seed: int, stream: int, layer: int, head: int, position: int, channel: int) -> float:
-    """The noise in Python's integers and floats: MurmurHash3's final mix chained over the coordinates, Box-Muller."""
+    """The noise in Python's integers and floats: MurmurHash3's last mix over the coordinates, Box-Muller."""
     step, mask = 0x9E3779B9, 2**32 - 1
 
     def mix(x: int) -> int:

@@ -26,9 +26,7 @@ def answers(nll: float, right: int, prompts: int, name: str = "final", depths: i
         shift = 0.01 * (prompt - (prompts - 1) / 2)
         for i in range(depths):
             value = nll + shift + 0.3 * (i - (depths - 1) / 2) / depths
-            found.append(
-                Answer(f"{name}/{prompt}", "original", i / (depths - 1), f"k{i}", "1", value, i < right, "1")
-            )
+            found.append(Answer(f"{name}/{prompt}", "original", i / (depths - 1), f"k{i}", "1", value, i < right, "1"))
     return found
 
 

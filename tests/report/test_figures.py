@@ -3,11 +3,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from tests.report.outcomes import DOPE, PLAIN, RULE, answers, outcome
 
 from ropewalk.report import figures
 from ropewalk.report.figures import draw_by_depth, draw_final
-from tests.report.outcomes import DOPE, PLAIN, RULE, answers, outcome
 
 
 def drawn(monkeypatch: pytest.MonkeyPatch, path: Path, *args: object) -> Figure:
@@ -47,7 +48,9 @@ def test_nothing_is_cut_off_or_drawn_over(tmp_path: Path, monkeypatch: pytest.Mo
     """With names as long as they come, every text lies inside the picture and the legend below the panels."""
     found = {name: answers(1.0, 3, 1) for name in (PLAIN.name, RULE.name, DOPE.name, DOPE.name.replace("5", "10"))}
     figure = drawn(monkeypatch, tmp_path / "a.png", found, "16,384 tokens, noisy setting")
-    renderer = figure.canvas.get_renderer()  # type: ignore[attr-defined]
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    renderer = canvas.get_renderer()
     page = figure.bbox
     legend = figure.legends[0].get_window_extent(renderer)
     for axes in figure.axes:

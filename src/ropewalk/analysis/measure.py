@@ -56,7 +56,8 @@ def measure(
     rope = rope or RoPE.from_model(model)
     mask, positions = _mask_and_positions(input_ids, attention_mask)
     tapped = _Tapped(rope, own, tuple(dict.fromkeys(stages)), mask)
-    reader = model.get_decoder() if hasattr(model, "get_decoder") else model
+    whole: Any = model
+    reader = whole.get_decoder() if hasattr(model, "get_decoder") else whole
     with torch.no_grad(), installed(model, tapped):
         reader(input_ids=input_ids, attention_mask=attention_mask, use_cache=False, **positions)
     taps = {index: tap for index, tap in tapped.taps.items() if tap.sums}
@@ -78,9 +79,7 @@ def _statistics(
     model: nn.Module, input_ids: Tensor, taps: dict[int, _TapModule], rope: RoPE, stages: tuple[str, ...]
 ) -> Statistics:
     indices = tuple(sorted(taps))
-    shapes = {
-        tuple(pair[s].gram.shape for s in (0, 1)) for i in indices for pair in [taps[i].sums[stages[0]]]
-    }
+    shapes = {tuple(pair[s].gram.shape for s in (0, 1)) for i in indices for pair in [taps[i].sums[stages[0]]]}
     if len(shapes) != 1:
         raise UnsupportedModelError(f"{type(model).__name__} has layers whose heads differ in number or size")
     grams = {
@@ -178,6 +177,4 @@ class _TapModule(RotaryModule):
         for start in range(0, x.shape[2], CHUNK_TOKENS):
             tokens = slice(start, start + CHUNK_TOKENS)
             tables = self.own.tables(positions[:, tokens], x.dtype)
-            into.add(
-                self.own.rotate(x[:, :, tokens], *tables), None if self.mask is None else self.mask[:, tokens]
-            )
+            into.add(self.own.rotate(x[:, :, tokens], *tables), None if self.mask is None else self.mask[:, tokens])

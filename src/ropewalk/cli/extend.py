@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shlex
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -18,25 +17,20 @@ if TYPE_CHECKING:
 
 
 def extend_model(
+    ctx: typer.Context,
     model: Annotated[str, typer.Argument(help="A Hugging Face id, a folder, a .gguf file, or smollm2.")],
     length: Annotated[int, typer.Option(help="The length to reach, in tokens.")],
     text: Annotated[
         str, typer.Option(help="Haystack text: a file, hf:NAME[:CONFIG][:SPLIT][#COLUMN], or kjv.")
     ] = "kjv",
     budget: Annotated[str, typer.Option(help="Time to spend: 90s, 30m, 4h.")] = "30m",
-    out: Annotated[Path, typer.Option(help="Folder for plan/, results.jsonl and summary.md.")] = Path(
-        "extend-out"
-    ),
-    setting: Annotated[
-        str, typer.Option(help="original, or noisy: start tokens after each needle.")
-    ] = "original",
+    out: Annotated[Path, typer.Option(help="Folder for plan/, results.jsonl and summary.md.")] = Path("extend-out"),
+    setting: Annotated[str, typer.Option(help="original, or noisy: start tokens after each needle.")] = "original",
     protocol: Annotated[str, typer.Option(help="multi: many needles a haystack; single: one.")] = "multi",
     depths: Annotated[int, typer.Option(help="Depths, from 0 to 1.")] = 10,
     seed: Annotated[int, typer.Option(help="Seed of the prompts.")] = 0,
     original_length: Annotated[int, typer.Option(help="Training length; 0: as the config says.")] = 0,
-    when: Annotated[
-        str, typer.Option(help="long: the plan applies past the training length; or always.")
-    ] = "long",
+    when: Annotated[str, typer.Option(help="long: the plan applies past the training length; or always.")] = "long",
     revision: Annotated[str, typer.Option(help="Revision of a Hugging Face id.")] = "",
     trust_remote_code: Annotated[bool, typer.Option(help="Run code that a model brings along.")] = False,
 ) -> None:
@@ -47,14 +41,11 @@ def extend_model(
 
     from ropewalk.cli.progress import Watch
     from ropewalk.errors import unknown_name
-    from ropewalk.evaluation.store import Store, write_atomically
+    from ropewalk.evaluation.store import Store
     from ropewalk.extend import Job, extend, prepared_text
     from ropewalk.hf.fingerprint import describe
     from ropewalk.hf.loading import load_model
-    from ropewalk.hf.plan import Plan
     from ropewalk.hf.when import WHEN
-    from ropewalk.report.figures import draw_final
-    from ropewalk.report.summary import evidence, markdown
     from ropewalk.tasks.haystack import read_text
 
     if when not in WHEN:
@@ -77,15 +68,33 @@ def extend_model(
         spent = sum(record.get("seconds", 0.0) for record in store.records())
         with Watch(console, seconds, spent).shown() as watch:
             outcome = extend(loaded, tokenizer, job, store, watch.start, watch.done)
+    _save(loaded, about, outcome, when, folder, _command(ctx))
+    _print(console, outcome, folder)
+
+
+def _save(model: Any, about: dict[str, Any], outcome: Outcome, when: str, folder: Path, command: str) -> None:
+    from ropewalk.evaluation.store import write_atomically
+    from ropewalk.hf.plan import Plan
+    from ropewalk.report.figures import draw_final
+    from ropewalk.report.summary import evidence, markdown
+
     assert outcome.winner is not None
-    plan = Plan.of(
-        loaded, outcome.winner.encoding, length, job.original_length, when=when, evidence=evidence(outcome)
-    )
-    plan.save_pretrained(folder / "plan")
-    command = shlex.join(["ropewalk", *sys.argv[1:]])
+    job = outcome.job
+    encoding, lengths = outcome.winner.encoding, (job.target_length, job.original_length)
+    Plan.of(model, encoding, *lengths, when=when, evidence=evidence(outcome)).save_pretrained(folder / "plan")
     write_atomically(folder / "summary.md", markdown(outcome, command, about))
     draw_final(outcome, folder / "depths.png")
-    _print(console, outcome, folder)
+
+
+def _command(ctx: typer.Context) -> str:
+    """The command line as it was given; defaults stay unsaid."""
+    words = ["ropewalk", "extend", str(ctx.params["model"])]
+    for name, value in ctx.params.items():
+        source = ctx.get_parameter_source(name)
+        if name != "model" and source is not None and source.name == "COMMANDLINE":
+            option = f"--{name.replace('_', '-')}"
+            words += [option] if value is True else [option, str(value)]
+    return shlex.join(words)
 
 
 def _settings(job: Job, model: dict[str, Any]) -> dict[str, Any]:
@@ -105,9 +114,7 @@ def _settings(job: Job, model: dict[str, Any]) -> dict[str, Any]:
 def _print(console: Console, outcome: Outcome, folder: Path) -> None:
     from ropewalk.report.summary import HEADER, final_rows, verdict
 
-    table = Table(
-        title=f"{outcome.job.target_length:,} tokens, prompts that no choice had seen; 95 % intervals"
-    )
+    table = Table(title=f"{outcome.job.target_length:,} tokens, prompts that no choice had seen; 95 % intervals")
     for name in HEADER:
         table.add_column(name)
     for row in final_rows(outcome):

@@ -22,15 +22,11 @@ def measure_needles(
         str, typer.Option(help="Haystack text: a file, hf:NAME[:CONFIG][:SPLIT][#COLUMN], or kjv.")
     ] = "kjv",
     prompts: Annotated[int, typer.Option(help="How many prompts.")] = 1,
-    setting: Annotated[
-        str, typer.Option(help="original, or noisy: start tokens after each needle.")
-    ] = "original",
+    setting: Annotated[str, typer.Option(help="original, or noisy: start tokens after each needle.")] = "original",
     protocol: Annotated[str, typer.Option(help="multi: many needles a haystack; single: one.")] = "multi",
     depths: Annotated[int, typer.Option(help="Depths, from 0 to 1.")] = 10,
     seed: Annotated[int, typer.Option(help="Seed of the prompts.")] = 0,
-    out: Annotated[
-        str, typer.Option(help="A .jsonl file for every prompt and answer; it can be resumed.")
-    ] = "",
+    out: Annotated[str, typer.Option(help="A .jsonl file for every prompt and answer; it can be resumed.")] = "",
     revision: Annotated[str, typer.Option(help="Revision of a Hugging Face id.")] = "",
     trust_remote_code: Annotated[bool, typer.Option(help="Run code that a model brings along.")] = False,
 ) -> None:
@@ -66,9 +62,7 @@ def measure_needles(
     _print(console, answers, f"{model}, {task.length:,} tokens, {'with' if saved else 'without'} a plan")
 
 
-def _answers(
-    reader: Any, task: Any, number: int, out: str, settings: dict[str, Any], console: Console
-) -> list[Any]:
+def _answers(reader: Any, task: Any, number: int, out: str, settings: dict[str, Any], console: Console) -> list[Any]:
     from ropewalk.evaluation.score import Answer
     from ropewalk.evaluation.store import Store
 
@@ -95,13 +89,12 @@ def _answers(
 def _print(console: Console, answers: list[Any], title: str) -> None:
     from ropewalk.report.summary import nll, right
 
-    table = Table(title=title)
+    table = Table()
     for name in ("depth", "expected", "answered", "right", "NLL"):
         table.add_column(name)
     for answer in answers:
         mark = "yes" if answer.is_exact else "no"
-        table.add_row(
-            f"{answer.depth:.2f}", answer.expected, answer.generated.strip(), mark, f"{answer.nll:.3f}"
-        )
+        table.add_row(f"{answer.depth:.2f}", answer.expected, answer.generated.strip(), mark, f"{answer.nll:.3f}")
+    console.print(title)
     console.print(table)
     console.print(f"right: {right(answers)}; answer NLL: {nll(answers)} (95 % intervals)", markup=False)

@@ -38,7 +38,5 @@ def prepared_folder(path: Path) -> Path:
         probe.unlink()
     except OSError as error:
         reason = error.strerror or type(error).__name__
-        raise ArgumentError(
-            "out", str(path), f"can't write there ({reason}); choose another folder"
-        ) from error
+        raise ArgumentError("out", str(path), f"can't write there ({reason}); choose another folder") from error
     return path

@@ -28,7 +28,7 @@ class Watch:
             console=console,
             transient=True,
         )
-        self._task = self._progress.add_task("starting", total=budget, completed=spent)
+        self._task = self._progress.add_task("starting", total=budget, completed=int(spent))
         self._budget, self._began, self._spent = budget, time.monotonic(), spent
 
     @contextmanager

@@ -146,6 +146,8 @@ class DoPEModule(RotaryModule):
     reads which.
     """
 
+    slow_channels: Tensor
+
     def __init__(self, dope: DoPE, layer: int, rope: RoPE):
         super().__init__()
         self.dope, self.layer, self.config = dope, layer, rope

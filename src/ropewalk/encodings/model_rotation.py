@@ -91,7 +91,7 @@ def _attentions(model: nn.Module) -> list[tuple[str, nn.Module]]:
 
 def _rotary_module(model: nn.Module, attention_path: str, kind: str) -> nn.Module:
     """The one module with inverse frequencies that sits beside or above an attention layer."""
-    found = []
+    found: list[nn.Module] = []
     for path, module in model.named_modules():
         has_frequencies = any(name.endswith("inv_freq") for name, _ in module.named_buffers(recurse=False))
         home = path.rpartition(".")[0]
@@ -108,7 +108,8 @@ def _rotary_module(model: nn.Module, attention_path: str, kind: str) -> nn.Modul
 def _read_rope(model: nn.Module, attention: nn.Module, rotary: nn.Module, index: int) -> RoPE:
     config = model_config(model)
     kind = _layer_type(attention, config, index, rotary)
-    frequencies = getattr(rotary, f"{kind}_inv_freq" if kind else "inv_freq").detach().cpu()
+    frequencies = getattr(rotary, f"{kind}_inv_freq" if kind else "inv_freq").detach()
+    frequencies = frequencies if frequencies.is_meta else frequencies.cpu()
     scale = float(getattr(rotary, f"{kind}_attention_scaling" if kind else "attention_scaling", 1.0))
     parameters = getattr(config, "rope_parameters", None) or {}
     parameters = dict((parameters.get(kind) if kind else parameters) or {})
@@ -139,7 +140,13 @@ def _read_rule(
         rule = rule_from_hf(parameters, config.max_position_embeddings)
         schedule = RoPE(rotary_dim, base=base, rule=rule).schedule()
     except (ArgumentError, AttributeError, KeyError):
+        if frequencies.is_meta:
+            raise UnsupportedModelError(
+                "the model's frequencies follow no known rule and have no numbers on the meta device"
+            ) from None
         return Given(tuple(frequencies.tolist()), scale)
+    if frequencies.is_meta:
+        return rule
     # Buffers cast to half precision (`model.half()`) keep 8 to 11 bits: compare what survived the cast.
     same = torch.equal(schedule.frequencies.to(frequencies.dtype), frequencies)
     if same and abs(schedule.attention_scale - scale) < 1e-9:
@@ -167,7 +174,7 @@ def _read_layout(attention: nn.Module, rotary_dim: int) -> str:
             ):
                 return layout
     raise UnsupportedModelError(
-        f"{type(attention).__name__}: its {APPLY} turns channels otherwise than {' or '.join(LAYOUTS)} layouts"
+        f"{type(attention).__name__}: its {APPLY} turns no layout of {', '.join(LAYOUTS)} as RoPE does"
     )
 
 

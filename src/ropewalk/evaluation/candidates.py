@@ -83,9 +83,7 @@ def plain_candidate(own: RoPE | PerLayer) -> Candidate:
     return Candidate("plain", own)
 
 
-def rotation_to_stretch(
-    model: nn.Module, original_length: int
-) -> tuple[RoPE | PerLayer, Callable[[int], bool]]:
+def rotation_to_stretch(model: nn.Module, original_length: int) -> tuple[RoPE | PerLayer, Callable[[int], bool]]:
     """A model's own rotation, and which of its layers a length rule changes.
 
     Layers with a sliding window that the training length holds never meet a distance that they weren't trained on, so
@@ -230,7 +228,7 @@ def _ruled(
 def _with_rules(
     name: str, own: RoPE | PerLayer, change: Callable[[RoPE], Rule | None], stretched: Callable[[int], bool]
 ) -> list[Candidate]:
-    """The rotation with the rule `change(rope)` in the layers for which `stretched(layer)` is true; none if it can't be."""
+    """The rotation with the rule `change(rope)` in the stretched layers; nothing where a rule can't serve them."""
 
     def changed(layer: int, rope: Encoding) -> Encoding:
         if isinstance(rope, RoPE) and stretched(layer):
@@ -257,7 +255,6 @@ def _schedules(encoding: Any) -> list[Any]:
 
 def _same(one: list[Any], other: list[Any]) -> bool:
     return all(
-        torch.allclose(a.frequencies, b.frequencies, rtol=1e-4, atol=0)
-        and a.attention_scale == b.attention_scale
+        torch.allclose(a.frequencies, b.frequencies, rtol=1e-4, atol=0) and a.attention_scale == b.attention_scale
         for a, b in zip(one, other, strict=True)
     )

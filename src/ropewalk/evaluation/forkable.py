@@ -7,12 +7,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import torch
 from torch import Tensor
 from transformers.cache_utils import DynamicCache, DynamicLayer
 
 
-class ForkableLayer(DynamicLayer):
+class ForkableLayer(DynamicLayer):  # type: ignore[no-untyped-call]
     """A growing layer with room kept free behind its tokens: appending writes in place, going back moves a number.
 
     Args:
@@ -20,14 +19,12 @@ class ForkableLayer(DynamicLayer):
     """
 
     def __init__(self, room: int):
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.room = room
         self._key_room: Tensor | None = None
         self._value_room: Tensor | None = None
 
-    def update(
-        self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
-    ) -> tuple[Tensor, Tensor]:
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         """Append keys (B, G, n, d) and values (B, G', n, d'); returns all of both."""
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
@@ -37,7 +34,7 @@ class ForkableLayer(DynamicLayer):
 
     def go_to(self, length: int) -> None:
         """Make the first `length` tokens the cached ones; those behind are forgotten."""
-        if self.is_initialized:
+        if self.keys is not None and self.values is not None and self.get_seq_length() > 0:
             self.keys, self.values = self.keys[:, :, :length], self.values[:, :, :length]
 
     def reset(self) -> None:
@@ -45,15 +42,15 @@ class ForkableLayer(DynamicLayer):
         self._key_room = self._value_room = None
         super().reset()
 
-    def _appended(self, room: Tensor | None, held: Tensor, new: Tensor) -> tuple[Tensor, Tensor]:
+    def _appended(self, room: Tensor | None, held: Tensor | None, new: Tensor) -> tuple[Tensor, Tensor]:
         """(room, its filled part): `held`, the first tokens of the room, and then `new`."""
-        length = held.shape[2] if held.dim() == 4 else 0
+        length = held.shape[2] if held is not None and held.dim() == 4 else 0
         end = length + new.shape[2]
         # Whoever reorders or moves a cache replaces `held` by tensors that aren't in the room any more.
-        in_place = room is not None and (length == 0 or held.data_ptr() == room.data_ptr())
+        in_place = room is not None and (length == 0 or held is None or held.data_ptr() == room.data_ptr())
         if room is None or not in_place or room.shape[0] != new.shape[0] or room.shape[2] < end:
             grown = new.new_empty(*new.shape[:2], end + self.room, new.shape[-1])
-            if length:
+            if held is not None and length:
                 grown[:, :, :length] = held
             room = grown
         room[:, :, length:end] = new

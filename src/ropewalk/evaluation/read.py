@@ -58,7 +58,7 @@ class Reader:
                 expected=question.value,
                 nll=self._nll(logits, question),
                 is_exact=tuple(said) == question.answer_ids,
-                generated=self.tokenizer.decode(said),
+                generated=str(self.tokenizer.decode(said)),
             )
             for question, (logits, said) in zip(prompt.questions, asked, strict=True)
         ]
@@ -95,9 +95,7 @@ class Reader:
 
     def _logits(self, ids: tuple[int, ...], cache: DynamicCache, last: int) -> Tensor:
         """(last, vocabulary): logits at the last tokens of `ids`, which follow what is cached."""
-        output = self.model(
-            input_ids=self._tensor(ids), past_key_values=cache, use_cache=True, logits_to_keep=last
-        )
+        output = self.model(input_ids=self._tensor(ids), past_key_values=cache, use_cache=True, logits_to_keep=last)
         logits: Tensor = output.logits[0, -last:]
         return logits
 

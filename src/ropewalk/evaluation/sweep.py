@@ -69,9 +69,7 @@ class Sweep:
         prompt = task.prompt_id(index)
         return all((stage, c.name, prompt) in self._answers for c in candidates)
 
-    def _measure_prompt(
-        self, stage: str, candidates: Sequence[Candidate], setting: str, prompt: NeedlePrompt
-    ) -> None:
+    def _measure_prompt(self, stage: str, candidates: Sequence[Candidate], setting: str, prompt: NeedlePrompt) -> None:
         waiting = [c for c in candidates if (stage, c.name, prompt.id) not in self._answers]
         while waiting:
             base = waiting[0].base
@@ -89,9 +87,7 @@ class Sweep:
             answers = self.reader.answers(prompt, setting)
         self._keep(stage, candidate, prompt, answers, time.monotonic() - began)
 
-    def _measure_family(
-        self, stage: str, family: Sequence[Candidate], setting: str, prompt: NeedlePrompt
-    ) -> None:
+    def _measure_family(self, stage: str, family: Sequence[Candidate], setting: str, prompt: NeedlePrompt) -> None:
         """Plans on one base: the base reads the prompt once, each plan from its own first layer on."""
         base = family[0].base
         firsts = {c.name: first_difference(c.encoding, base, self._layers) for c in family}

@@ -106,15 +106,12 @@ class _Change:
 
     def undo(self) -> None:
         held = self._owner.__dict__
-        if (
-            self._name == "forward" and held.get(_HOOKED) is self._value
-        ):  # a hook came since: it stays, over the original
-            held[_HOOKED] = (
-                self._before if self._had else types.MethodType(type(self._owner).forward, self._owner)
-            )
-        elif (
-            self._name == _HOOKED and _HOOKED not in held
-        ):  # the hook left since, and left our copy in its place
+        if self._name == "forward" and held.get(_HOOKED) is self._value:
+            # A hook came since: it stays, over what was there before us.
+            own = types.MethodType(type(self._owner).forward, self._owner)
+            held[_HOOKED] = self._before if self._had else own
+        elif self._name == _HOOKED and _HOOKED not in held:
+            # The hook left since, and put our copy in its own place.
             held["forward"] = self._before
         elif self._had:
             held[self._name] = self._before

@@ -28,21 +28,25 @@ def draw_by_depth(answers: dict[str, list[Answer]], title: str, path: Path) -> N
 
     figure = Figure(figsize=(9.5, 3.8), layout="constrained")
     left, right = figure.subplots(1, 2)
-    for colour, (name, found) in zip(_cycle(len(answers)), answers.items(), strict=True):
+    for number, (name, found) in enumerate(answers.items()):
+        # Lines get thinner, so that one that lies on another doesn't hide it.
+        style: dict[str, Any] = {
+            "color": COLOURS[number % len(COLOURS)],
+            "linewidth": max(1.2, 3.6 - 1.0 * number),
+            "markersize": max(3.5, 7.0 - 1.5 * number),
+        }
         depths = sorted({a.depth for a in found})
         exact = [_mean([float(a.is_exact) for a in found if a.depth == depth]) for depth in depths]
         nll = [_mean([a.nll for a in found if a.depth == depth]) for depth in depths]
         label = f"{name} (n={len(found)})"
-        left.plot(depths, exact, "o-", color=colour, label=label, markersize=4)
-        right.plot(depths, nll, "o-", color=colour, label=label, markersize=4)
+        left.plot(depths, exact, "o-", label=label, **style)
+        right.plot(depths, nll, "o-", label=label, **style)
     _finish(left, "share of right answers")
     left.set_ylim(-0.03, 1.03)
     _finish(right, "answer NLL, nats a token")
     right.set_ylim(bottom=0)
     figure.suptitle(title)
-    figure.legend(
-        *left.get_legend_handles_labels(), loc="outside lower center", ncols=1, frameon=False, fontsize=8
-    )
+    figure.legend(*left.get_legend_handles_labels(), loc="outside lower center", ncols=1, frameon=False, fontsize=8)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=150)
 
@@ -52,10 +56,6 @@ def _finish(axes: Any, label: str) -> None:
     axes.set_ylabel(label)
     axes.grid(alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)
-
-
-def _cycle(number: int) -> list[str]:
-    return [COLOURS[i % len(COLOURS)] for i in range(number)]
 
 
 def _mean(values: Sequence[float]) -> float:

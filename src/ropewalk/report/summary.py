@@ -48,9 +48,7 @@ def final_rows(outcome: Outcome) -> list[Row]:
 
 def search_rows(found: Sequence[tuple[Candidate, Sequence[Answer]]]) -> list[tuple[str, str, str, str]]:
     """The search on its own prompts, best first: name, prompts, answers right, NLL."""
-    return [
-        (c.name, str(len({a.prompt for a in answers})), right(answers), nll(answers)) for c, answers in found
-    ]
+    return [(c.name, str(len({a.prompt for a in answers})), right(answers), nll(answers)) for c, answers in found]
 
 
 def verdict(outcome: Outcome) -> str:
@@ -85,9 +83,7 @@ def evidence(outcome: Outcome) -> dict[str, Any]:
     return {
         name: {
             "prompts": len({a.prompt for a in answers}),
-            "exact": proportion_interval(
-                [a.is_exact for a in answers], [a.prompt for a in answers]
-            ).to_dict(),
+            "exact": proportion_interval([a.is_exact for a in answers], [a.prompt for a in answers]).to_dict(),
             "nll": mean_interval([a.nll for a in answers], [a.prompt for a in answers]).to_dict(),
         }
         for name, answers in outcome.final.items()
@@ -109,7 +105,7 @@ def markdown(outcome: Outcome, command: str, model: dict[str, Any]) -> str:
         "",
         *_table(HEADER, [row.cells() for row in final_rows(outcome)]),
         "",
-        _few_prompts(outcome),
+        *_few_prompts(outcome),
         "## Where it breaks",
         "",
         *_table(
@@ -174,11 +170,11 @@ def _interval(estimate: Estimate) -> str:
     return f"[{estimate.low:.3f}, {estimate.high:.3f}]{mark}"
 
 
-def _few_prompts(outcome: Outcome) -> str:
+def _few_prompts(outcome: Outcome) -> list[str]:
     prompts = len({a.prompt for a in outcome.final["plain"]})
     if prompts >= 5:
-        return ""
-    return f"With {prompts} haystacks the intervals are wide; a larger `--budget` buys more prompts.\n"
+        return []
+    return [f"With {prompts} haystacks the intervals are wide; a larger `--budget` buys more prompts.", ""]
 
 
 def _short_rows(outcome: Outcome) -> list[tuple[str, ...]]:
