@@ -9,6 +9,7 @@ plain is reported with the smallest and largest. Memory is the peak resident siz
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import random
 import resource
 import shlex
@@ -69,7 +70,8 @@ def _variants(model: Any, seed: int) -> dict[str, Callable[[], AbstractContextMa
     own = RoPE.from_model(model)
     config = model.config
     rng = random.Random(seed)
-    pairs = [(layer, head) for layer in range(config.num_hidden_layers) for head in range(config.num_attention_heads)]
+    layers, heads = range(config.num_hidden_layers), range(config.num_attention_heads)
+    pairs = [(layer, head) for layer in layers for head in heads]
     plan = DoPE(own, HeadSelection(rng.sample(pairs, 5)), mode="all")
     return {
         "plain": nullcontext,
@@ -109,7 +111,8 @@ def _passes(model: Any, ids: torch.Tensor, options: argparse.Namespace) -> list[
         _row(f"prefill, {name}", times[name], times["plain"], limit)
         for name, limit in (("plain RoPE through the seam", 1.02), ("by-all with 5 query heads", 1.03))
     ]
-    rows.append(_row("calibration pass (two stages)", times["calibration pass"], times["forward without a cache"], 1.15))
+    calibrations, forwards = times["calibration pass"], times["forward without a cache"]
+    rows.append(_row("calibration pass (two stages)", calibrations, forwards, 1.15))
     return rows
 
 
@@ -157,8 +160,6 @@ def _multi(model: Any, tokenizer: Any, options: argparse.Namespace) -> tuple[str
 
 
 def _first_question(prompt: Any) -> Any:
-    import dataclasses
-
     return dataclasses.replace(prompt, questions=prompt.questions[:1])
 
 

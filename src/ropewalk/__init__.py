@@ -46,7 +46,19 @@ _HOMES = {
     "Plan": "hf.plan",
     "load_model": "hf.loading",
 } | dict.fromkeys(
-    "Linear NTK DynamicNTK NTKByParts YaRN Llama3 LongRoPE Resonance CoPE Given".split(), "frequencies"
+    (
+        "Linear",
+        "NTK",
+        "DynamicNTK",
+        "NTKByParts",
+        "YaRN",
+        "Llama3",
+        "LongRoPE",
+        "Resonance",
+        "CoPE",
+        "Given",
+    ),
+    "frequencies",
 )
 
 __all__ = [*_HOMES, "from_pretrained"]

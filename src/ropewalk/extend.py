@@ -130,14 +130,15 @@ def extend(
 
     at_original = sweep.measure("at original length", [outcome.plain], job.task(search_text, job.original_length), [0])
     outcome.at_original = at_original["plain"]
-    sweep.measure("rules", [outcome.plain], task, [0])
+    beyond = sweep.measure("rules", [outcome.plain], task, [0])
     unit = unit_seconds(store, "rules", "plain")
     reserve = 2 * unit + short_cost_seconds(store, job)
 
     rules = rule_candidates(own, job.original_length, job.target_length, stretched)
     units = int((clock.left - reserve) * RULES_SHARE / unit)
-    outcome.rules = halve(sweep, "rules", [outcome.plain, *rules], task, max(3, units))
-    outcome.best_rule = next(c for c, _ in outcome.rules if c is not outcome.plain)
+    found = halve(sweep, "rules", rules, task, max(3, units))
+    outcome.rules = [*found, (outcome.plain, beyond["plain"])]
+    outcome.best_rule = found[0][0]
 
     statistics = calibrate(model, tokenizer, search_text, job.target_length, outcome.best_rule, store, on_start)
     scope = serving_scope(model, outcome.best_rule, statistics)

@@ -55,7 +55,9 @@ def test_rounds_stay_within_the_units_and_never_grow(candidates: int, units: int
 def test_rounds_halve_down_to_two() -> None:
     assert rounds(17, 100) == [17, 9, 5, 3, 2]
     assert rounds(17, 20) == [12, 6]
-    assert rounds(17, 3) == [2]
+    assert rounds(17, 5) == [3, 2]
+    assert rounds(17, 4) == [4]
+    assert rounds(17, 3) == [3]
     assert rounds(2, 50) == [2, 2]
     assert rounds(1, 50) == [1]
 
@@ -74,7 +76,7 @@ def test_the_best_come_first_and_those_that_got_further_before_the_others(tmp_pa
 
 
 def test_few_units_leave_the_last_candidates_out(tmp_path: Path) -> None:
-    found, _ = halved(tmp_path / "r.jsonl", named(9, 3, 7, 2, 5), 3)
+    found, _ = halved(tmp_path / "r.jsonl", named(9, 3, 7, 2, 5), 2)
     assert [c.name for c, _ in found] == ["3", "9"]
 
 

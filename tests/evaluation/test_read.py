@@ -80,7 +80,7 @@ class Parrot(nn.Module):
 
 
 def asked(parrot: Parrot, is_packed: bool, monkeypatch: pytest.MonkeyPatch) -> Answer:
-    monkeypatch.setattr(read_module, "can_pack", lambda _: is_packed)
+    monkeypatch.setattr(read_module, "can_pack", lambda *_: is_packed)
     question = Question((10, 11), (20, 21, 22), "Oslo", "123", 0.5, (0, 1))
     prompt = NeedlePrompt("p", (5, 6, 7), (question,))
     return Reader(parrot, byte_tokenizer()).answers(prompt, "original")[0]  # type: ignore[arg-type]

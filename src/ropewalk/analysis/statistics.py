@@ -184,7 +184,10 @@ class Statistics:
                 raise DamagedFileError(f"its format is {metadata.get('format')!r}, not {_FORMAT!r}")
             fields = json.loads(metadata["fields"])
             names = {stage: (f"{stage}.query", f"{stage}.key") for stage in fields["stages"]}
-            grams = {stage: (file.get_tensor(q), file.get_tensor(k)) for stage, (q, k) in names.items()}
+            # Cloned, as the file is mapped into memory and may be written over while the tensors are in use.
+            grams = {
+                stage: (file.get_tensor(q).clone(), file.get_tensor(k).clone()) for stage, (q, k) in names.items()
+            }
         plain = {name: fields[name] for name in _PLAIN_FIELDS}
         for name, kind in _PLAIN_FIELDS.items():
             if type(plain[name]) is not kind:

@@ -16,11 +16,13 @@ def rounds(candidates: int, units: int) -> list[int]:
     """How many candidates each round measures on one new prompt, within `units` measurements in all.
 
     The first round takes as many as leave about a third of the units for later rounds; each round keeps the better
-    half of the one before, and the last compares two.
+    half of the one before, and the last compares two. Units too few for a second round all go to the first.
     """
     if candidates < 1 or units < 1:
         return []
     first = min(candidates, max(2, math.ceil(units * 0.6)), units)
+    if units - first < 2:
+        first = min(candidates, units)
     sizes = [first]
     left = units - first
     while sizes[-1] > 2 or (sizes[-1] == 2 and len(sizes) == 1):

@@ -7,7 +7,7 @@ token; where one has a window, questions are asked one after the other.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -17,9 +17,11 @@ from transformers.cache_utils import DynamicCache
 from ropewalk.evaluation.forkable import ForkableLayer, fork
 
 
-def can_pack(cache: DynamicCache) -> bool:
-    """Whether every layer of the cache keeps all tokens."""
-    return all(isinstance(layer, ForkableLayer) for layer in cache.layers)
+def can_pack(model: nn.Module, cache: DynamicCache) -> bool:
+    """Whether the model's attention takes a mask of our own and every layer of its cache keeps all tokens."""
+    config: Any = model.config
+    takes_mask = getattr(config, "_attn_implementation", None) in ("eager", "sdpa")
+    return takes_mask and all(isinstance(layer, ForkableLayer) for layer in cache.layers)
 
 
 class PackedQuestions:
@@ -31,7 +33,7 @@ class PackedQuestions:
         self._owners: list[int] = []
         self._lengths: dict[int, int] = {}
 
-    def feed(self, parts: dict[int, Sequence[int]]) -> dict[int, Tensor]:
+    def feed(self, parts: Mapping[int, Sequence[int]]) -> dict[int, Tensor]:
         """Append tokens to some questions, named by number; the logits (tokens, vocabulary) behind each token."""
         tokens: list[int] = []
         positions: list[int] = []

@@ -44,7 +44,7 @@ class Reader:
 
     def questions(self, prompt: NeedlePrompt, setting: str, cache: DynamicCache) -> list[Answer]:
         """An answer to each question, each continuing from the same cache."""
-        if can_pack(cache):
+        if can_pack(self.model, cache):
             ids, answers = [q.ids for q in prompt.questions], [q.answer_ids for q in prompt.questions]
             asked = ask_packed(self.model, cache, ids, answers)
         else:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -15,6 +16,9 @@ from ropewalk.evaluation.shared import SharedReading, first_difference
 from ropewalk.evaluation.store import Store
 from ropewalk.hf import installed
 from ropewalk.tasks.needle import NeedlePrompt, NeedleTask
+
+# Each start keeps its layer's input for the whole prompt, tokens x hidden size.
+MOST_STARTS = 8
 
 
 @dataclass(frozen=True)
@@ -94,7 +98,9 @@ class Sweep:
         ordered = sorted(family, key=lambda c: -firsts[c.name])
         self._on_start(stage, ordered[0].name, prompt.id)
         began = time.monotonic()
-        shared = SharedReading(self.reader.model, base, prompt.haystack_ids, sorted(set(firsts.values())))
+        starts = sorted(set(firsts.values()))
+        starts = starts[:: math.ceil(len(starts) / MOST_STARTS)]
+        shared = SharedReading(self.reader.model, base, prompt.haystack_ids, starts)
         for candidate in ordered:
             with installed(self.reader.model, candidate.encoding):
                 is_base = candidate.encoding == base

@@ -129,7 +129,7 @@ def markdown(outcome: Outcome, command: str, model: dict[str, Any]) -> str:
         "",
         "## The search",
         "",
-        "Length rules, best first; those that were dropped earlier have fewer prompts.",
+        "Length rules, best first, then plain; those that were dropped earlier have fewer prompts.",
         "",
         *_table(("rule", "prompts", "answers right", "answer NLL"), search_rows(outcome.rules)),
         "",
