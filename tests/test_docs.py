@@ -89,9 +89,7 @@ def test_python_blocks_run(page: Path, tmp_path: Path, monkeypatch: pytest.Monke
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "page", [page for page in PAGES if any(block.slow for block in _runnable(page))], ids=_page_id
-)
+@pytest.mark.parametrize("page", [page for page in PAGES if any(block.slow for block in _runnable(page))], ids=_page_id)
 def test_slow_python_blocks_run(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     run(page, _runnable(page))

@@ -24,9 +24,7 @@ def near(schedule: f.Schedule, expected: list[float]) -> None:
     torch.testing.assert_close(schedule.frequencies.double(), target, rtol=3e-6, atol=0)
 
 
-def hf(
-    kind: str, size: tuple[int, float], max_length: int, seq_len: int | None = None, **parameters: Any
-) -> Any:
+def hf(kind: str, size: tuple[int, float], max_length: int, seq_len: int | None = None, **parameters: Any) -> Any:
     """(our rule's schedule from the same config, transformers' frequencies, its scale)."""
     head_dim, base = size
     config = LlamaConfig(
@@ -73,17 +71,13 @@ class TestTransformersBits:
     )
     @pytest.mark.parametrize("factor", [1.0, 2.0, 3.7, 40])
     def test_yarn(self, size: tuple[int, float], factor: float, extra: dict[str, Any]) -> None:
-        assert_same_bits(
-            hf("yarn", size, 32768, factor=factor, original_max_position_embeddings=4096, **extra)
-        )
+        assert_same_bits(hf("yarn", size, 32768, factor=factor, original_max_position_embeddings=4096, **extra))
 
     @pytest.mark.parametrize("factor", [1.0, 8.0, 32.0])
     @pytest.mark.parametrize("low_high", [(1.0, 4.0), (0.5, 3.0)])
     def test_llama3(self, size: tuple[int, float], factor: float, low_high: tuple[float, float]) -> None:
         names = dict(zip(("low_freq_factor", "high_freq_factor"), low_high, strict=True))
-        assert_same_bits(
-            hf("llama3", size, 131072, factor=factor, original_max_position_embeddings=8192, **names)
-        )
+        assert_same_bits(hf("llama3", size, 131072, factor=factor, original_max_position_embeddings=8192, **names))
 
     @pytest.mark.parametrize("length", [None, 4096, 4097, 131072])
     @pytest.mark.parametrize("extra", [{}, {"factor": 32.0}, {"attention_factor": 1.19}], ids=str)
@@ -177,17 +171,13 @@ class TestLimits:
         assert schedule.attention_scale == 1.0
 
     @given(factor=st.floats(1, 100), half=st.integers(2, 64), base=st.floats(100, 1e7))
-    def test_ntk_keeps_the_fastest_pair_and_divides_the_slowest(
-        self, factor: float, half: int, base: float
-    ) -> None:
+    def test_ntk_keeps_the_fastest_pair_and_divides_the_slowest(self, factor: float, half: int, base: float) -> None:
         plain, stretched = (r.schedule(2 * half, base).frequencies for r in (f.Linear(1.0), f.NTK(factor)))
         assert stretched[0] == plain[0] == 1.0
         assert stretched[-1].item() == pytest.approx(plain[-1].item() / factor, rel=1e-5)
 
     @given(factor=st.floats(1, 64), half=st.integers(2, 64), original=st.integers(64, 100_000))
-    def test_by_parts_and_yarn_stay_between_plain_and_linear(
-        self, factor: float, half: int, original: int
-    ) -> None:
+    def test_by_parts_and_yarn_stay_between_plain_and_linear(self, factor: float, half: int, original: int) -> None:
         plain = f.default_schedule(2 * half, 1e4).frequencies
         for rule in (f.NTKByParts(factor, original), f.YaRN(factor, original), f.Llama3(factor, original)):
             frequencies = rule.schedule(2 * half, 1e4).frequencies

@@ -121,9 +121,7 @@ def test_widens_to_whole_groups() -> None:
 def test_a_group_is_the_heads_that_read_one_key_head(a: list[tuple[int, int]], num_kv_heads: int) -> None:
     x = HeadSelection((layer, head % 12) for layer, head in a)
     reads = {(layer, head // (12 // num_kv_heads)) for layer, head in x}
-    expected = [
-        (layer, h) for layer in range(41) for h in range(12) if (layer, h // (12 // num_kv_heads)) in reads
-    ]
+    expected = [(layer, h) for layer in range(41) for h in range(12) if (layer, h // (12 // num_kv_heads)) in reads]
     assert list(x.kv_groups(12, num_kv_heads)) == expected
 
 

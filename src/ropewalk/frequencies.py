@@ -108,9 +108,7 @@ def _yarn_from_hf(parameters: dict[str, Any], max_length: int, original: int) ->
     )
 
 
-def _longrope_from_hf(
-    parameters: dict[str, Any], max_length: int, original: int, target: int | None
-) -> LongRoPE:
+def _longrope_from_hf(parameters: dict[str, Any], max_length: int, original: int, target: int | None) -> LongRoPE:
     factor = parameters.get("factor")
     return LongRoPE(
         short_factor=_needed(parameters, "short_factor"),

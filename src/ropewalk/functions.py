@@ -100,10 +100,7 @@ def _chain(function: Callable[..., Any]) -> list[types.FunctionType]:
 def _names_in(code: types.CodeType) -> frozenset[str]:
     """Global names that a code object looks up; attribute names, kept in the same list, aren't."""
     return frozenset(
-        step.argval
-        for part in _codes(code)
-        for step in dis.get_instructions(part)
-        if step.opname == "LOAD_GLOBAL"
+        step.argval for part in _codes(code) for step in dis.get_instructions(part) if step.opname == "LOAD_GLOBAL"
     )
 
 

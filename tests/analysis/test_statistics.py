@@ -191,9 +191,7 @@ def test_a_sweep_decomposes_each_matrix_once(monkeypatch: pytest.MonkeyPatch) ->
 def test_saving_and_loading(tmp_path: Path, dtype: torch.dtype) -> None:
     q, k = vectors()
     grams = ((q.mT @ q).to(dtype), (k.mT @ k).to(dtype))
-    measured = statistics(
-        q, k, grams={"post_rope": grams, "post_ntk": grams}, rotary_dim=6, layout="interleaved"
-    )
+    measured = statistics(q, k, grams={"post_rope": grams, "post_ntk": grams}, rotary_dim=6, layout="interleaved")
     measured.save(tmp_path / "s.safetensors")
     again = Statistics.load(tmp_path / "s.safetensors")
     assert list(again.grams) == ["post_rope", "post_ntk"]

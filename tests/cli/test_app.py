@@ -70,17 +70,13 @@ def test_a_fault_of_ours_is_one_line_and_exit_1(
     )
 
 
-def test_ctrl_c_is_one_line_and_exit_130(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_ctrl_c_is_one_line_and_exit_130(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     _stop_with(KeyboardInterrupt(), monkeypatch)
     assert cli.main(["fail"]) == 130
     assert capsys.readouterr().err == "stopped; finished work is kept\n"
 
 
-@pytest.mark.parametrize(
-    ("error", "code"), [(ArgumentError("length", 5, "too short"), 2), (RuntimeError("bug"), 1)]
-)
+@pytest.mark.parametrize(("error", "code"), [(ArgumentError("length", 5, "too short"), 2), (RuntimeError("bug"), 1)])
 def test_debug_adds_the_traceback(
     error: Exception, code: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

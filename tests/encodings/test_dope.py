@@ -48,9 +48,7 @@ def module_scores(encoding: DoPE, q: torch.Tensor, k: torch.Tensor, positions: t
     return (q2.double() @ k2[:, read].double().transpose(-1, -2) / q.shape[-1] ** 0.5)[0]
 
 
-def expected_scores(
-    encoding: DoPE, q: torch.Tensor, k: torch.Tensor, positions: torch.Tensor
-) -> torch.Tensor:
+def expected_scores(encoding: DoPE, q: torch.Tensor, k: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
     rope: Any = encoding.rope
     schedule, own = rope.schedule(), RoPE(rope.head_dim, rope.base, rotary_dim=rope.rotary_dim).schedule()
     found = oracle.scores(
@@ -190,9 +188,7 @@ def test_unknown_and_missing_keys_are_refused_by_name(encoding):
         Encoding.from_dict({**encoding.to_dict(), "wobble": 1})
     with pytest.raises(ArgumentError, match=r"kind='ropy'.*rope"):
         Encoding.from_dict({**encoding.to_dict(), "kind": "ropy"})
-    for name in {"rope": ["head_dim"], "dope": ["rope", "heads"], "per_layer": ["layers"]}.get(
-        encoding.kind, []
-    ):
+    for name in {"rope": ["head_dim"], "dope": ["rope", "heads"], "per_layer": ["layers"]}.get(encoding.kind, []):
         short = {key: value for key, value in encoding.to_dict().items() if key != name}
         with pytest.raises(ArgumentError, match=name):
             Encoding.from_dict(short)

@@ -76,8 +76,6 @@ def test_the_order_by_hand() -> None:
         ((torch.zeros(6, 3), 2), "head_dim"),
     ],
 )
-def test_sizes_that_do_not_divide_are_refused(
-    convert: Any, arguments: tuple[Any, ...], argument: str
-) -> None:
+def test_sizes_that_do_not_divide_are_refused(convert: Any, arguments: tuple[Any, ...], argument: str) -> None:
     with pytest.raises(ArgumentError, match=f"^{argument}="):
         convert(*arguments)

@@ -48,9 +48,7 @@ def test_blocks_and_chunks_equal_the_whole(tokens: int, block_size: int, cut: in
     positions = torch.arange(tokens)
     whole = rotary_linear_attention(q, k, v, RoPE(4), positions)
     blocks = rotary_linear_attention(q, k, v, RoPE(4).module(), positions, block_size=block_size)
-    last = rotary_linear_attention(
-        q[:, :, cut:], k, v, RoPE(4), (positions[cut:], positions), block_size=block_size
-    )
+    last = rotary_linear_attention(q[:, :, cut:], k, v, RoPE(4), (positions[cut:], positions), block_size=block_size)
     torch.testing.assert_close(blocks, whole)
     torch.testing.assert_close(last, whole[:, :, cut:])
 

@@ -92,7 +92,5 @@ def test_a_text_model_inside_another_has_its_own_config():
 def test_a_second_rotary_module_is_refused_by_name():
     model: Any = families.build("llama")
     model.model.extra = type(model.model.rotary_emb)(model.config)
-    with pytest.raises(
-        UnsupportedModelError, match=r"LlamaAttention .*LlamaRotaryEmbedding, LlamaRotaryEmbedding"
-    ):
+    with pytest.raises(UnsupportedModelError, match=r"LlamaAttention .*LlamaRotaryEmbedding, LlamaRotaryEmbedding"):
         RoPE.from_model(model)

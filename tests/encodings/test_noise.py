@@ -18,9 +18,7 @@ GOLDEN = [
 ]
 
 
-def draws(
-    seed: int = 42, stream: int = 0, layer: int = 3, heads=(0, 1, 5), tokens: int = 2000, channels: int = 32
-):
+def draws(seed: int = 42, stream: int = 0, layer: int = 3, heads=(0, 1, 5), tokens: int = 2000, channels: int = 32):
     """(heads, tokens, channels) float64."""
     return gaussian(seed, stream, layer, list(heads), torch.arange(tokens), channels).double()
 

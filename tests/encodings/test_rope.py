@@ -157,9 +157,7 @@ class TestProperties:
 class TestModule:
     def test_pairs_of_positions_and_dtypes(self) -> None:
         q, k = content(1, 2, 2, 8), content(1, 2, 5, 8)
-        whole_q, whole_k = RoPE(8)(
-            content(1, 2, 5, 8).index_copy(2, torch.tensor([3, 4]), q), k, torch.arange(5)
-        )
+        whole_q, whole_k = RoPE(8)(content(1, 2, 5, 8).index_copy(2, torch.tensor([3, 4]), q), k, torch.arange(5))
         q2, k2 = RoPE(8)(q, k, (torch.tensor([3, 4]), torch.arange(5)))
         assert torch.equal(q2, whole_q[:, :, 3:]) and torch.equal(k2, whole_k)
         mixed = RoPE(8)(q.bfloat16(), k, (torch.tensor([3, 4]), torch.arange(5)))

@@ -147,9 +147,7 @@ class TestProportionInterval:
         n, p = len(hits), sum(hits) / len(hits)
         deff = 1.0
         if len(set(clusters)) > 1 and 0 < p < 1:
-            deff = max(
-                1.0, oracle.clustered_mean([float(h) for h in hits], clusters)[1] ** 2 / (p * (1 - p) / n)
-            )
+            deff = max(1.0, oracle.clustered_mean([float(h) for h in hits], clusters)[1] ** 2 / (p * (1 - p) / n))
         low, high = oracle.wilson(p, n / deff, 1.959963984540054)
         assert result.mean == pytest.approx(p)
         assert (result.low, result.high) == pytest.approx((low, high), abs=1e-6)

@@ -113,9 +113,7 @@ PARTIAL = ("phi", "stablelm", "persimmon")
 def build(name: str, seed: int = 0, **changes: Any) -> nn.Module:
     """A model in float32, in eval mode, whose attention is far from even, so that what rotates shows."""
     settings = {**_SIZES, **SERVED.get(name, {}), **changes}
-    config = AutoConfig.for_model(
-        name, **{key: value for key, value in settings.items() if value is not None}
-    )
+    config = AutoConfig.for_model(name, **{key: value for key, value in settings.items() if value is not None})
     config.dtype = torch.float32
     torch.manual_seed(seed)
     model: Any = AutoModelForCausalLM.from_config(config).float().eval()

@@ -150,9 +150,7 @@ def test_whole_groups_selected_change_the_shared_key_and_add_none(family):
     rope = RoPE.from_model(model)
     with installed(model, DoPE(rope, HeadSelection([(layer, 0)]), scope="kv_group")):
         grouped = model(x).logits
-    size = (
-        1 if name == "falcon" else 4 // families.SERVED[name].get("num_key_value_heads", 2)
-    )  # falcon repeats first
+    size = 1 if name == "falcon" else 4 // families.SERVED[name].get("num_key_value_heads", 2)  # falcon repeats first
     with installed(model, DoPE(rope, HeadSelection([(layer, head) for head in range(size)]))):
         torch.testing.assert_close(grouped, model(x).logits, atol=2e-6, rtol=0)
 

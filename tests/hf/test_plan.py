@@ -69,16 +69,14 @@ def test_round_trip(tiny_llama: LlamaForCausalLM, encoding: Encoding, tmp_path: 
 
 def test_a_fresh_process_knows_every_kind_of_encoding() -> None:
     """Names of `import ropewalk` load late, so nothing else need have imported an encoding's file."""
-    known = "from ropewalk.hf.plan import Plan; from ropewalk.encodings.base import encodings; print(*encodings())"
+    known = "import ropewalk.hf.plan, ropewalk.encodings.base as base; print(*base.encodings())"
     path = os.pathsep.join(filter(None, sys.path))
     run = subprocess.run(
         [sys.executable, "-c", known], capture_output=True, text=True, env=os.environ | {"PYTHONPATH": path}
     )
     files = importlib.resources.files("ropewalk.encodings").iterdir()
     texts = [file.read_text() for file in files if file.name.endswith(".py")]
-    written = {
-        kind for text in texts for kind in re.findall(r'^    kind: ClassVar\[str\] = "(\w+)"', text, re.M)
-    }
+    written = {kind for text in texts for kind in re.findall(r'^    kind: ClassVar\[str\] = "(\w+)"', text, re.M)}
     assert written >= {"rope", "nope", "dope", "per_layer"}
     assert set(run.stdout.split()) == written
 
@@ -248,9 +246,7 @@ class FakeHub:
     def create_branch(self, repo_id: str, **options: Any) -> None:
         self.calls.append(("create_branch", repo_id, options))
 
-    def upload_folder(
-        self, repo_id: str, folder_path: str, revision: str | None, commit_message: str
-    ) -> None:
+    def upload_folder(self, repo_id: str, folder_path: str, revision: str | None, commit_message: str) -> None:
         self.calls.append(("upload_folder", repo_id, revision))
         self.files = {file.name: file.read_text() for file in Path(folder_path).iterdir()}
 
@@ -350,9 +346,7 @@ def test_other_weights_are_warned_of_or_refused(plan: Plan, tiny_llama: LlamaFor
     assert "forward" not in tuned.model.layers[0].self_attn.__dict__
 
 
-def test_weights_that_cannot_be_compared_are_not_taken_for_the_same(
-    plan: Plan, tiny_llama: LlamaForCausalLM
-) -> None:
+def test_weights_that_cannot_be_compared_are_not_taken_for_the_same(plan: Plan, tiny_llama: LlamaForCausalLM) -> None:
     blind = Plan(plan.encoding, plan.model | {"fingerprint": None}, 128, 256)
     with torch.device("meta"):
         empty = LlamaForCausalLM(tiny_llama.config)

@@ -226,12 +226,8 @@ def test_nope_has_no_order_but_the_causal_mask(model):
     x = families.tokens(1, 12)
     positions = torch.arange(12)[None]
     with installed(model, NoPE()):
-        assert torch.equal(
-            model(x, position_ids=positions).logits, model(x, position_ids=3 * positions).logits
-        )
-    assert not torch.equal(
-        model(x, position_ids=positions).logits, model(x, position_ids=3 * positions).logits
-    )
+        assert torch.equal(model(x, position_ids=positions).logits, model(x, position_ids=3 * positions).logits)
+    assert not torch.equal(model(x, position_ids=positions).logits, model(x, position_ids=3 * positions).logits)
 
 
 @torch.no_grad()
@@ -246,6 +242,4 @@ def test_the_same_rope_everywhere_by_layer(model):
 
 def test_layers_say_where_they_are(model):
     layers = rotary_layers(model)
-    assert [(item.index, item.path) for item in layers] == [
-        (i, f"model.layers.{i}.self_attn") for i in range(3)
-    ]
+    assert [(item.index, item.path) for item in layers] == [(i, f"model.layers.{i}.self_attn") for i in range(3)]

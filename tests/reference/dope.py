@@ -97,9 +97,7 @@ def scores(
                     encoded.append(turned(vector, turns[positions[n]], how["layout"]))  # type: ignore[arg-type]
             rows.append(encoded)
         scale = math.sqrt(len(q[0][0]))
-        out.append(
-            [[sum(a * b for a, b in zip(x, y, strict=True)) / scale for y in rows[1]] for x in rows[0]]
-        )
+        out.append([[sum(a * b for a, b in zip(x, y, strict=True)) / scale for y in rows[1]] for x in rows[0]])
     return out
 
 

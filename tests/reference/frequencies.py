@@ -25,9 +25,7 @@ def dynamic_ntk(rotary_dim: int, base: float, target: int, original: int, factor
     return ntk(rotary_dim, base, max(1.0, factor * target / original - factor + 1))
 
 
-def ntk_by_parts(
-    rotary_dim: int, base: float, factor: float, original: int, fast: float, slow: float
-) -> list[float]:
+def ntk_by_parts(rotary_dim: int, base: float, factor: float, original: int, fast: float, slow: float) -> list[float]:
     """YaRN paper, NTK-by-parts: h(theta) = (1 - g(r)) theta/s + g(r) theta, r = L / wavelength."""
     frequencies = []
     for theta in default(rotary_dim, base):
@@ -63,9 +61,7 @@ def yarn_scale(factor: float) -> float:
     return 0.1 * math.log(factor) + 1
 
 
-def llama3(
-    rotary_dim: int, base: float, factor: float, original: int, low: float, high: float
-) -> list[float]:
+def llama3(rotary_dim: int, base: float, factor: float, original: int, low: float, high: float) -> list[float]:
     """Llama 3.1: three cases by wavelength."""
     frequencies = []
     for theta in default(rotary_dim, base):

@@ -62,9 +62,7 @@ def sign_flip(sums: list[Fraction]) -> float:
     """The two-sided permutation p-value in exact arithmetic."""
     real = abs(sum(sums))
     patterns = list(itertools.product((1, -1), repeat=len(sums)))
-    return sum(abs(sum(s * v for s, v in zip(p, sums, strict=True))) >= real for p in patterns) / len(
-        patterns
-    )
+    return sum(abs(sum(s * v for s, v in zip(p, sums, strict=True))) >= real for p in patterns) / len(patterns)
 
 
 def mcnemar(won: int, lost: int) -> float:

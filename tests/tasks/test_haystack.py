@@ -57,9 +57,7 @@ class TestDemoText:
         assert time.perf_counter() - begin < 20
         assert text == read_text()
         assert 4_000_000 < len(text.text) < 4_400_000
-        assert text.text.startswith(
-            "In the beginning God created the heaven and the earth. And the earth was"
-        )
+        assert text.text.startswith("In the beginning God created the heaven and the earth. And the earth was")
         assert text.text.rstrip().endswith("The grace of our Lord Jesus Christ be with you all. Amen.")
         assert "The LORD is my shepherd; I shall not want." in text.text
         assert not any(c in text.text for c in "[]0123456789")
@@ -125,10 +123,7 @@ class TestDrawWindow:
     def test_starts_at_a_sentence(self):
         text = text_of(story(3000), "story")
         for fraction in (0.0, 0.2, 0.7):
-            assert (
-                byte_tokenizer().decode(draw_window(text, byte_tokenizer(), 40, fraction)).lstrip()[:3]
-                == "The"
-            )
+            assert byte_tokenizer().decode(draw_window(text, byte_tokenizer(), 40, fraction)).lstrip()[:3] == "The"
 
     def test_dense_stretches_are_read_further(self):
         """The ends have 40 characters to a token, the middle, from which that is estimated, has 2."""

@@ -60,9 +60,7 @@ class TestPrompt:
         for prompt in task(protocol=protocol).prompts(tokenizer, 4):
             for q in prompt.questions:
                 start, end = q.needle_span
-                said = tokenizer(
-                    f" The special magic number for {q.key} is {q.value}.", add_special_tokens=False
-                )
+                said = tokenizer(f" The special magic number for {q.key} is {q.value}.", add_special_tokens=False)
                 assert list(prompt.haystack_ids[start:end]) == said["input_ids"]
 
     def test_depths_are_met_to_within_the_snap(self, tokenizer):
@@ -155,9 +153,7 @@ class TestFrames:
         plain = task(use_chat_template=False).prompts(byte_tokenizer(True), 1)
         assert plain == task().prompts(byte_tokenizer(), 1)
 
-    @pytest.mark.parametrize(
-        "template", ["{{ nothing.at.all }}", "no message", "{{ messages }}{{ messages }}"]
-    )
+    @pytest.mark.parametrize("template", ["{{ nothing.at.all }}", "no message", "{{ messages }}{{ messages }}"])
     def test_a_template_that_does_not_work_is_refused_in_one_line(self, template):
         tokenizer = byte_tokenizer.__wrapped__()
         tokenizer.chat_template = template

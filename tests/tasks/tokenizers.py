@@ -26,9 +26,7 @@ def story(sentences: int, seed: int = 1) -> str:
 
 
 def _wrapped(tokenizer: Tokenizer, chat: bool) -> PreTrainedTokenizerFast:
-    wrapped = PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", unk_token="<unk>"
-    )
+    wrapped = PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", unk_token="<unk>")
     wrapped.chat_template = CHAT if chat else None
     return wrapped
 
@@ -37,9 +35,7 @@ def _wrapped(tokenizer: Tokenizer, chat: bool) -> PreTrainedTokenizerFast:
 def word_tokenizer(chat: bool = False) -> PreTrainedTokenizerFast:
     """A token for each word, digit and mark; adds a start token; unknown words are one token."""
     tokenizer = Tokenizer(models.WordLevel(unk_token="<unk>"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [pre_tokenizers.Whitespace(), pre_tokenizers.Digits(True)]
-    )
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Whitespace(), pre_tokenizers.Digits(True)])
     asked = "What is the special magic number for Question Answer : ? . a " + " ".join("0123456789")
     trainer = trainers.WordLevelTrainer(special_tokens=["<unk>", "<s>", "</s>"], show_progress=False)
     tokenizer.train_from_iterator([story(200), asked], trainer)

@@ -45,9 +45,7 @@ def band_entropy(gram: Tensor, layout: str = "half", rotary_dim: int | None = No
     return (_plogp((1 + gap) / 2) + _plogp((1 - gap) / 2)).mean(-1).clamp(0.0, math.log(2))
 
 
-def band_channels(
-    head_dim: int, layout: str = "half", rotary_dim: int | None = None
-) -> tuple[Tensor, Tensor]:
+def band_channels(head_dim: int, layout: str = "half", rotary_dim: int | None = None) -> tuple[Tensor, Tensor]:
     """The first and the second channel of each band, (rotary_dim/2,) int64 each; see `band_entropy`."""
     width = head_dim if rotary_dim is None else rotary_dim
     if layout not in LAYOUTS:
@@ -124,9 +122,7 @@ class Score:
     def check_r(self, name: str, r: int | None) -> None:
         """Raise ArgumentError when r is missing though the score `name` needs it, or given though not."""
         if self.needs_r and r is None:
-            raise ArgumentError(
-                "r", r, f"{name} needs r, the number of leading eigenvalues, such as 1, 8 or 32"
-            )
+            raise ArgumentError("r", r, f"{name} needs r, the number of leading eigenvalues, such as 1, 8 or 32")
         if not self.needs_r and r is not None:
             raise ArgumentError("r", r, f"{name} has no r; leave it out")
 

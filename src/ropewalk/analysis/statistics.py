@@ -83,9 +83,7 @@ class Statistics:
         """d, the size of a head."""
         return self._any()[0].shape[-1]
 
-    def score(
-        self, name: str, r: int | None = None, indicator: str = "key", stage: str = "post_ntk"
-    ) -> Tensor:
+    def score(self, name: str, r: int | None = None, indicator: str = "key", stage: str = "post_ntk") -> Tensor:
         """A score of each query head, (layers, H) float64; row i is the model's layer `layers[i]`.
 
         Args:
@@ -185,9 +183,7 @@ class Statistics:
             fields = json.loads(metadata["fields"])
             names = {stage: (f"{stage}.query", f"{stage}.key") for stage in fields["stages"]}
             # Cloned, as the file is mapped into memory and may be written over while the tensors are in use.
-            grams = {
-                stage: (file.get_tensor(q).clone(), file.get_tensor(k).clone()) for stage, (q, k) in names.items()
-            }
+            grams = {stage: (file.get_tensor(q).clone(), file.get_tensor(k).clone()) for stage, (q, k) in names.items()}
         plain = {name: fields[name] for name in _PLAIN_FIELDS}
         for name, kind in _PLAIN_FIELDS.items():
             if type(plain[name]) is not kind:
@@ -234,9 +230,7 @@ _PLAIN_FIELDS = {
 
 def _count(heads: int | None, quantile: float | None, total: int) -> int:
     if heads is not None and quantile is not None:
-        raise ArgumentError(
-            "quantile", quantile, f"give heads or quantile, not both; heads={heads} is given too"
-        )
+        raise ArgumentError("quantile", quantile, f"give heads or quantile, not both; heads={heads} is given too")
     if quantile is not None:
         if not 0 < quantile <= 1:
             raise ArgumentError("quantile", quantile, "must be above 0 and at most 1")

@@ -68,9 +68,7 @@ class CommandTable(typer.core.TyperGroup):
         return typer.main.get_command(single)
 
 
-app = typer.Typer(
-    cls=CommandTable, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None
-)
+app = typer.Typer(cls=CommandTable, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
 
 
 def _print_version(wanted: bool) -> None:

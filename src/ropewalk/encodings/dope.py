@@ -64,9 +64,7 @@ class DoPE(Encoding):
     """
 
     kind: ClassVar[str] = "dope"
-    summary: ClassVar[str] = (
-        "RoPE whose selected heads lose their rotation or get noise for it (arXiv 2511.09146)"
-    )
+    summary: ClassVar[str] = "RoPE whose selected heads lose their rotation or get noise for it (arXiv 2511.09146)"
 
     rope: RoPE | PerLayer
     heads: HeadSelection
@@ -101,9 +99,7 @@ class DoPE(Encoding):
         if not self.heads.in_layer(layer):
             return rope
         if not isinstance(rope, RoPE):
-            raise ArgumentError(
-                "heads", self.heads, f"layer {layer} has no RoPE, so nothing can be removed from it"
-            )
+            raise ArgumentError("heads", self.heads, f"layer {layer} has no RoPE, so nothing can be removed from it")
         return _LayerDoPE(self, layer, rope)
 
     def module(self) -> RotaryModule:
@@ -191,13 +187,9 @@ class DoPEModule(RotaryModule):
             return q2, k2
         if replaced:
             chosen = [group for group, _, _ in replaced]
-            k2[:, chosen] = self._changed(
-                k[:, chosen], [u[1] for u in replaced], positions[1], tables[1], _KEY
-            )
+            k2[:, chosen] = self._changed(k[:, chosen], [u[1] for u in replaced], positions[1], tables[1], _KEY)
         if added:
-            own = self._changed(
-                k[:, [u[0] for u in added]], [u[1] for u in added], positions[1], tables[1], _KEY
-            )
+            own = self._changed(k[:, [u[0] for u in added]], [u[1] for u in added], positions[1], tables[1], _KEY)
             k2 = torch.cat([k2, own], dim=1)
         return q2, k2
 
@@ -214,9 +206,7 @@ class DoPEModule(RotaryModule):
             heads = heads.kv_groups(num_heads, num_kv_heads)
         mine = heads.in_layer(self.layer)
         if mine and max(mine) >= num_heads:
-            raise ArgumentError(
-                "heads", (self.layer, max(mine)), f"the layer has query heads 0 to {num_heads - 1}"
-            )
+            raise ArgumentError("heads", (self.layer, max(mine)), f"the layer has query heads 0 to {num_heads - 1}")
         by_group: dict[int, list[int]] = {}
         for head in mine:
             by_group.setdefault(head // size, []).append(head)
@@ -234,9 +224,7 @@ class DoPEModule(RotaryModule):
             added = []
         return selected, replaced, added
 
-    def _changed(
-        self, x: Tensor, heads: Sequence[int], positions: Tensor, tables: Tables, side: int
-    ) -> Tensor:
+    def _changed(self, x: Tensor, heads: Sequence[int], positions: Tensor, tables: Tables, side: int) -> Tensor:
         """What the selected heads get for x (B, S, N, d), before any rotation; `heads` name their noise."""
         cos, sin = tables
         scale = self.rope.attention_scale
@@ -257,18 +245,12 @@ class DoPEModule(RotaryModule):
                     layout,
                 )
             case "nope":
-                return (
-                    x
-                    if scale == 1.0
-                    else rotate(x, torch.full_like(cos, scale), torch.zeros_like(sin), layout)
-                )
+                return x if scale == 1.0 else rotate(x, torch.full_like(cos, scale), torch.zeros_like(sin), layout)
             case "zero":
                 return torch.zeros_like(x)
             case "rotation":
                 bands = cos.shape[-1] // 2
-                drawn = spread(
-                    self._noise(_ROTATION, heads, positions, 2 * bands).unflatten(-1, (2, bands)), layout
-                )
+                drawn = spread(self._noise(_ROTATION, heads, positions, 2 * bands).unflatten(-1, (2, bands)), layout)
                 return rotate(x, drawn[..., 0, :].to(x.dtype), drawn[..., 1, :].to(x.dtype), layout)
             case "replace":
                 return self._noise(side, heads, positions, x.shape[-1]).to(x.dtype).expand_as(x).contiguous()

@@ -12,9 +12,7 @@ _MASK = 0xFFFFFFFF
 _STEP = 0x9E3779B9
 
 
-def gaussian(
-    seed: int, stream: int, layer: int, heads: Sequence[int], positions: Tensor, channels: int
-) -> Tensor:
+def gaussian(seed: int, stream: int, layer: int, heads: Sequence[int], positions: Tensor, channels: int) -> Tensor:
     """Standard normal draws of shape (*positions.shape[:-1], len(heads), N, channels), float32.
 
     Each draw depends on (seed, stream, layer, head, position, channel) and on nothing else: not on the

@@ -106,9 +106,7 @@ class PairedExact:
     p: float
 
 
-def mean_interval(
-    values: Sequence[float], clusters: Sequence[Hashable], confidence: float = 0.95
-) -> Estimate:
+def mean_interval(values: Sequence[float], clusters: Sequence[Hashable], confidence: float = 0.95) -> Estimate:
     """The mean of all values and its t-interval; clusters, a label for each value, are the independent units.
 
     With k >= 2 clusters the variance of the mean is k/(k-1) sum_c (S_c - n_c mean)^2 / n^2, S_c the sum and
@@ -120,14 +118,10 @@ def mean_interval(
     mean, error, df = _mean_error(groups)
     reach = math.inf if df == 0 else 0.0 if error == 0 else error * t_quantile((1 + confidence) / 2, df)
     is_clustered = len(groups) > 1
-    return Estimate(
-        mean, mean - reach, mean + reach, error, len(values), len(groups), is_clustered, confidence
-    )
+    return Estimate(mean, mean - reach, mean + reach, error, len(values), len(groups), is_clustered, confidence)
 
 
-def proportion_interval(
-    successes: Sequence[bool], clusters: Sequence[Hashable], confidence: float = 0.95
-) -> Estimate:
+def proportion_interval(successes: Sequence[bool], clusters: Sequence[Hashable], confidence: float = 0.95) -> Estimate:
     """The share of successes and its Wilson interval, always inside [0, 1].
 
     The number of answers n is replaced by n / deff, where deff = max(1, variance between clusters / binomial

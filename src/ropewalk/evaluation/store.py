@@ -182,9 +182,7 @@ def _through_json(value: dict[str, Any], name: str) -> dict[str, Any]:
     try:
         plain: dict[str, Any] = json.loads(_dump(value))
     except (TypeError, ValueError) as error:
-        raise ArgumentError(
-            name, value, f"isn't plain JSON ({error}); give numbers, text and lists"
-        ) from error
+        raise ArgumentError(name, value, f"isn't plain JSON ({error}); give numbers, text and lists") from error
     return plain
 
 

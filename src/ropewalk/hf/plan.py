@@ -14,7 +14,6 @@ from typing import Any
 
 from torch import nn
 
-import ropewalk.encodings.nope  # noqa: F401  (a plan may hold any kind of encoding, so all must be registered)
 from ropewalk.encodings.base import Encoding
 from ropewalk.encodings.dope import DoPE
 from ropewalk.encodings.per_layer import PerLayer
@@ -89,9 +88,7 @@ class Plan:
         described = describe(model)
         length = described["original_length"] if original_length is None else original_length
         if length is None:
-            raise ArgumentError(
-                "original_length", None, "the model's config doesn't tell it; give it in tokens"
-            )
+            raise ArgumentError("original_length", None, "the model's config doesn't tell it; give it in tokens")
         return cls(encoding, described, length, target_length, when, {} if evidence is None else evidence)
 
     def install(self, model: nn.Module, when: str | None = None, strict: bool = False) -> Handle:
@@ -111,9 +108,7 @@ class Plan:
         return install(model, self.encoding, when=when, original_length=self.original_length)
 
     @contextmanager
-    def installed(
-        self, model: nn.Module, when: str | None = None, strict: bool = False
-    ) -> Iterator[nn.Module]:
+    def installed(self, model: nn.Module, when: str | None = None, strict: bool = False) -> Iterator[nn.Module]:
         """`install` for the length of a with block; undone on exit, exception or not."""
         handle = self.install(model, when, strict)
         try:
@@ -121,9 +116,7 @@ class Plan:
         finally:
             handle.remove()
 
-    def save_pretrained(
-        self, directory: str | Path, push_to_hub: bool = False, repo_id: str | None = None
-    ) -> None:
+    def save_pretrained(self, directory: str | Path, push_to_hub: bool = False, repo_id: str | None = None) -> None:
         """Write `plan.json` into a folder, made if missing; a reader or a crash never sees half of it.
 
         With `push_to_hub` also upload it, to the repository `repo_id` or else one named like the folder.

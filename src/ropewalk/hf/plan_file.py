@@ -55,9 +55,7 @@ def read_plan(path: Path) -> dict[str, Any]:
     except (ValueError, RecursionError) as error:
         raise DamagedFileError(f"{path}: isn't JSON ({first_line(error)}); save the plan again") from error
     if not isinstance(content, dict) or content.get("format") != FORMAT:
-        raise DamagedFileError(
-            f"{path}: isn't a plan (no format {FORMAT!r}); give a folder made by save_pretrained"
-        )
+        raise DamagedFileError(f"{path}: isn't a plan (no format {FORMAT!r}); give a folder made by save_pretrained")
     version = content.get("format_version")
     if not isinstance(version, int) or isinstance(version, bool) or version < 1:
         raise DamagedFileError(f"{path}: has format_version {version!r}; it should be {FORMAT_VERSION}")
@@ -78,15 +76,11 @@ def find_plan(directory_or_id: str, revision: str | None, token: str | None) -> 
     if folder.is_dir():
         if (folder / FILE).is_file():
             return folder / FILE
-        raise ArgumentError(
-            "plan", directory_or_id, f"this folder holds no {FILE}; give one made by save_pretrained"
-        )
+        raise ArgumentError("plan", directory_or_id, f"this folder holds no {FILE}; give one made by save_pretrained")
     if folder.is_file():
         raise ArgumentError("plan", directory_or_id, "is a file; give the folder that it is in")
     if not is_hub_id(directory_or_id):
-        raise ArgumentError(
-            "plan", directory_or_id, "no such folder; check the path, or give owner/name on the hub"
-        )
+        raise ArgumentError("plan", directory_or_id, "no such folder; check the path, or give owner/name on the hub")
     from huggingface_hub import hf_hub_download
 
     with one_line_hub_errors(directory_or_id, "isn't a local folder, and its plan can't be had from"):

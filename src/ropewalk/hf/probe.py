@@ -47,16 +47,12 @@ def observe(model: nn.Module, layers: tuple[RotaryLayer, ...]) -> dict[int, Laye
             encoder = WatchingEncoder(own[layer.index], layer.index, seen)
             return {APPLY: encoder, ATTENTION: WatchingAttention(ALL_ATTENTION_FUNCTIONS, layer.index, seen)}
 
-        _compare(
-            model, lambda: put(model, layers, names, Switch(model)), "its own rotation", "it can't be served"
-        )
+        _compare(model, lambda: put(model, layers, names, Switch(model)), "its own rotation", "it can't be served")
         _shapes[model] = seen
     return _shapes[model]
 
 
-def check_own_keys(
-    model: nn.Module, layers: tuple[RotaryLayer, ...], made: Mapping[int, RotaryModule]
-) -> None:
+def check_own_keys(model: nn.Module, layers: tuple[RotaryLayer, ...], made: Mapping[int, RotaryModule]) -> None:
     """Refuse a model in which heads can't have keys of their own: own keys equal to the shared one must
     change nothing.
 
@@ -86,9 +82,7 @@ def check_own_keys(
     _own_key_layers[model] |= set(made)
 
 
-def _compare(
-    model: nn.Module, changed: Callable[[], AbstractContextManager[Any]], what: str, remedy: str
-) -> None:
+def _compare(model: nn.Module, changed: Callable[[], AbstractContextManager[Any]], what: str, remedy: str) -> None:
     """Refuse the model unless a short pass gives the same with and without a change that shouldn't matter."""
     name = type(model).__name__
     with _at_rest(model):

@@ -19,9 +19,7 @@ from ropewalk.hf.own_keys import ATTENTION, OwnKeyAttention
 from ropewalk.hf.when import Switch
 
 
-def install(
-    model: nn.Module, encoding: Encoding, when: str = "always", original_length: int | None = None
-) -> Handle:
+def install(model: nn.Module, encoding: Encoding, when: str = "always", original_length: int | None = None) -> Handle:
     """Give every rotary attention layer of a Hugging Face model another encoding.
 
     Each attention layer gets its own copy of its forward in which two global names mean this layer's encoder
@@ -44,9 +42,7 @@ def install(
     if not isinstance(encoding, Encoding):
         raise ArgumentError("encoding", encoding, "give an encoding, such as RoPE.from_model(model)")
     if has_encoding(model):
-        raise ArgumentError(
-            "model", type(model).__name__, "it has an encoding installed; remove() that one first"
-        )
+        raise ArgumentError("model", type(model).__name__, "it has an encoding installed; remove() that one first")
     layers = rotary_layers(model)
     if when == "long" and original_length is None:
         original_length = getattr(model_config(model), "max_position_embeddings", None)
@@ -89,9 +85,7 @@ def _modules(encoding: Encoding, layers: tuple[RotaryLayer, ...]) -> dict[int, R
         if (config, device) not in shared:
             module = config.module()
             if not isinstance(module, RotaryModule):
-                raise ArgumentError(
-                    "encoding", encoding.kind, "this kind isn't rotary and can't go through the seam"
-                )
+                raise ArgumentError("encoding", encoding.kind, "this kind isn't rotary and can't go through the seam")
             shared[config, device] = module
         modules[layer.index] = shared[config, device]
     return modules

@@ -28,9 +28,7 @@ class Switch:
         if when == "long" and (
             isinstance(original_length, bool) or not isinstance(original_length, int) or original_length < 1
         ):
-            raise ArgumentError(
-                "original_length", original_length, "give the training length in tokens, 1 or more"
-            )
+            raise ArgumentError("original_length", original_length, "give the training length in tokens, 1 or more")
         self._model, self._when, self._original_length = model, when, original_length or 0
         self._generation: bool | None = None
         self._hooks: list[Any] = []
@@ -58,9 +56,7 @@ class Switch:
     def start_generation(self, model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
         """Decide for all passes of one `generate` call, unless its cache holds keys and so has decided."""
         kept = _kept_answer(kwargs.get("past_key_values"))
-        self._generation = (
-            _generation_length(model, args, kwargs) > self._original_length if kept is None else kept
-        )
+        self._generation = _generation_length(model, args, kwargs) > self._original_length if kept is None else kept
 
     def end_generation(self) -> None:
         """Passes decide for themselves again."""
@@ -78,9 +74,7 @@ class Switch:
         if cache is not None:
             setattr(cache, _MARK, answer)
 
-    def _after(
-        self, decoder: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Any
-    ) -> None:
+    def _after(self, decoder: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Any) -> None:
         parts = output if isinstance(output, tuple) else (getattr(output, "past_key_values", None),)
         for part in parts:
             if hasattr(part, "get_seq_length"):
@@ -121,9 +115,7 @@ def _kept_answer(cache: Any) -> bool | None:
 
 def _generation_length(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> int:
     """Tokens at the end of a `generate` call that doesn't stop early."""
-    prompt = next(
-        (kwargs[n] for n in ("input_ids", "inputs", "inputs_embeds") if kwargs.get(n) is not None), None
-    )
+    prompt = next((kwargs[n] for n in ("input_ids", "inputs", "inputs_embeds") if kwargs.get(n) is not None), None)
     prompt = args[0] if prompt is None and args else prompt
     length = prompt.shape[1] if isinstance(prompt, Tensor) else 1
     given: Any = kwargs.get("generation_config") or (args[1] if len(args) > 1 else None)

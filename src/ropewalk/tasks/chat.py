@@ -54,15 +54,11 @@ class Frame:
         while cut < len(joined) - 1 and not spelled(tokenizer, joined[cut]).strip():
             cut += 1
         if not joined[cut:]:
-            raise ArgumentError(
-                "tokenizer", type(tokenizer).__name__, f"gives no tokens for the answer {value!r}"
-            )
+            raise ArgumentError("tokenizer", type(tokenizer).__name__, f"gives no tokens for the answer {value!r}")
         return joined[:cut], joined[cut:]
 
 
-def plain_frame(
-    tokenizer: PreTrainedTokenizerBase, instruction: str, question: str, answer_prefix: str
-) -> Frame:
+def plain_frame(tokenizer: PreTrainedTokenizerBase, instruction: str, question: str, answer_prefix: str) -> Frame:
     """For models without a chat template: the start token, if the tokenizer adds one, then plain text."""
     body = encode(tokenizer, "a")
     with_start = [int(i) for i in tokenizer("a")["input_ids"]]
@@ -71,9 +67,7 @@ def plain_frame(
     return Frame((*head, *encode(tokenizer, instruction + "\n\n")), question, "", answer_prefix)
 
 
-def chat_frame(
-    tokenizer: PreTrainedTokenizerBase, instruction: str, question: str, answer_prefix: str
-) -> Frame:
+def chat_frame(tokenizer: PreTrainedTokenizerBase, instruction: str, question: str, answer_prefix: str) -> Frame:
     """For chat models: one user message of instruction, haystack and question; the answer opens the reply."""
     name = type(tokenizer).__name__
     try:
@@ -87,14 +81,10 @@ def chat_frame(
         )
     except Exception as error:  # a template is a program: it can raise anything
         reason = " ".join(str(error).split())[:200]
-        raise ArgumentError(
-            "chat_template", name, f"fails ({reason}); use use_chat_template=False"
-        ) from error
+        raise ArgumentError("chat_template", name, f"fails ({reason}); use use_chat_template=False") from error
     head, *rest = str(message).split(_SENTINEL)
     if len(rest) != 1:
-        raise ArgumentError(
-            "chat_template", name, "doesn't print a user message once; use use_chat_template=False"
-        )
+        raise ArgumentError("chat_template", name, "doesn't print a user message once; use use_chat_template=False")
     opening = (*encode(tokenizer, head, special=True), *encode(tokenizer, instruction + "\n\n"))
     return Frame(opening, "\n\n" + question, rest[0], answer_prefix)
 

@@ -172,9 +172,7 @@ def _join_rows(rows: Iterable[dict[str, Any]], source: str, column: str, at_most
     characters = 0
     for row in rows:
         if not isinstance(row.get(column), str):
-            raise ArgumentError(
-                "text", source, f"has no text column {column!r}; name one of {', '.join(row)} after #"
-            )
+            raise ArgumentError("text", source, f"has no text column {column!r}; name one of {', '.join(row)} after #")
         pieces.append(row[column])
         characters += len(row[column]) + 2
         if characters >= at_most:

@@ -48,9 +48,7 @@ class Wording:
     about. `value_digits`: digits of a secret number.
     """
 
-    instruction: str = (
-        "Special magic numbers are hidden in the text below. Remember them: you will be asked for one."
-    )
+    instruction: str = "Special magic numbers are hidden in the text below. Remember them: you will be asked for one."
     needle: str = "The special magic number for {key} is {value}."
     question: str = "What is the special magic number for {key}?"
     answer_prefix: str = "The special magic number for {key} is"
