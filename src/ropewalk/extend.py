@@ -31,6 +31,8 @@ from ropewalk.tasks.needle import NeedleTask
 # Shares of the time that is left after the first measurements.
 RULES_SHARE, DOPE_SHARE = 0.40, 0.27
 DOPE_FIRST, FINAL_FIRST = 100, 1000
+# Nats a token. With many prompts even a difference that nobody would notice is beyond chance.
+LEAST_GAIN = 0.01
 MOST_FINAL_PROMPTS = 24
 
 
@@ -221,12 +223,17 @@ def judge(
 
 
 def decide(outcome: Outcome) -> Candidate:
-    """DoPE where it is better than its rule, and than plain, beyond chance; else the rule."""
+    """DoPE where it gains on its rule, and on plain, beyond chance; else the rule."""
     assert outcome.best_dope is not None and outcome.best_rule is not None and outcome.plain is not None
     baselines = outcome.best_rule, outcome.plain
-    if all(outcome.against(outcome.best_dope, baseline).is_better for baseline in baselines):
+    if all(is_gain(outcome.against(outcome.best_dope, baseline)) for baseline in baselines):
         return outcome.best_dope
     return outcome.best_rule
+
+
+def is_gain(difference: PairedDifference) -> bool:
+    """Whether a difference is an improvement beyond chance, and large enough to matter."""
+    return difference.is_better and difference.difference.mean <= -LEAST_GAIN
 
 
 def unit_seconds(store: Store, stage: str, candidate: str) -> float:

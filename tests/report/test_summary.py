@@ -25,6 +25,12 @@ def test_the_verdict_when_dope_is_not_better_but_the_rule_is() -> None:
     assert said.endswith("; the rule is saved.")
 
 
+def test_the_verdict_when_dope_gains_too_little_to_matter() -> None:
+    made = outcome(plain=2.2, rule=0.95, dope=0.945)
+    assert made.winner == RULE
+    assert "but by less than 0.01 nats, too little to matter; the rule is saved." in verdict(made)
+
+
 def test_the_verdict_when_nothing_helps() -> None:
     said = verdict(outcome(plain=0.95, rule=0.95, dope=0.95))
     assert "nor is the rule better than plain beyond chance" in said and said.endswith("the rule is saved.")

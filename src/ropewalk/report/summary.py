@@ -15,7 +15,7 @@ from ropewalk.evaluation.score import (
     mean_interval,
     proportion_interval,
 )
-from ropewalk.extend import Outcome
+from ropewalk.extend import LEAST_GAIN, Outcome, is_gain
 
 
 @dataclass(frozen=True)
@@ -60,6 +60,11 @@ def verdict(outcome: Outcome) -> str:
     figures = f"answer NLL {_signed(difference)} on {prompts} prompts that no choice had seen"
     if outcome.winner == dope:
         return f"{dope.name} is better than the best length rule, {rule.name}, beyond chance ({figures}): it is saved."
+    if difference.is_better and not is_gain(difference):
+        return (
+            f"{dope.name} is better than the best length rule, {rule.name}, beyond chance ({figures}), but by less than "
+            f"{LEAST_GAIN} nats, too little to matter; the rule is saved."
+        )
     if difference.is_better:
         return (
             f"{dope.name} is better than the best length rule, {rule.name} ({figures}), but not than plain "
