@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[1] / "src" / "ropewalk"
 
 LAYERS = (
     ("errors",),
-    ("functions",),
+    ("functions", "files"),
     ("schedule", "length_rules", "band_rules", "frequencies"),
     ("heads",),
     ("encodings",),

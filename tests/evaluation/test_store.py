@@ -12,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ropewalk.errors import ArgumentError, DamagedFileError
-from ropewalk.evaluation.store import Store, read_records, write_atomically
+from ropewalk.evaluation.store import Store, read_records
+from ropewalk.files import write_atomically
 
 SETTINGS = {"length": 2048, "task": {"seed": 3, "depths": [0.0, 1.0]}}
 

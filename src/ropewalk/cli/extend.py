@@ -73,7 +73,7 @@ def extend_model(
 
 
 def _save(model: Any, about: dict[str, Any], outcome: Outcome, when: str, folder: Path, command: str) -> None:
-    from ropewalk.evaluation.store import write_atomically
+    from ropewalk.files import write_atomically
     from ropewalk.hf.plan import Plan
     from ropewalk.report.figures import draw_final
     from ropewalk.report.summary import evidence, markdown

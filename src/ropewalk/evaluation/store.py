@@ -5,14 +5,13 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import secrets
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 from ropewalk.errors import ArgumentError, DamagedFileError
+from ropewalk.files import one_line_errors
 
 if sys.platform != "win32":
     import fcntl
@@ -35,7 +34,7 @@ class Store:
         self.path = Path(path)
         self.settings = _through_json(settings, "settings")
         self._records: dict[str, dict[str, Any]] = {}
-        with _one_line_errors(self.path):
+        with one_line_errors(self.path):
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self._file = os.open(self.path, os.O_RDWR | os.O_CREAT | getattr(os, "O_BINARY", 0), 0o666)
         try:
@@ -88,11 +87,11 @@ class Store:
                 raise ArgumentError("out", str(self.path), remedy) from error
 
     def _resume(self) -> None:
-        with _one_line_errors(self.path):
+        with one_line_errors(self.path):
             content = _read_all(self._file)
         header, self._records, whole = _parse(content, self.path)
         if whole < len(content):
-            with _one_line_errors(self.path):
+            with one_line_errors(self.path):
                 os.ftruncate(self._file, whole)
         if header is None:
             self._write_line({"format": FORMAT, "version": VERSION, "settings": self.settings})
@@ -106,7 +105,7 @@ class Store:
         if self._file < 0:
             raise ArgumentError("out", str(self.path), "is closed; open the store again")
         line = _dump(content).encode() + b"\n"
-        with _one_line_errors(self.path):
+        with one_line_errors(self.path):
             before = os.lseek(self._file, 0, os.SEEK_END)
             try:
                 while line:
@@ -125,44 +124,12 @@ def read_records(path: str | Path) -> tuple[dict[str, Any], list[dict[str, Any]]
     Raises ArgumentError when the file can't be read, DamagedFileError when it isn't a store's or is damaged.
     """
     path = Path(path)
-    with _one_line_errors(path, "read"):
+    with one_line_errors(path, "read"):
         content = path.read_bytes()
     header, records, _ = _parse(content, path)
     if header is None:
         raise DamagedFileError(f"{path}: holds no records yet; let the run that makes it go on")
     return header["settings"], list(records.values())
-
-
-def write_atomically(path: str | Path, text: str) -> None:
-    """Write a whole text file so that a reader, or a crash, sees the old or the new content, never a part.
-
-    Raises ArgumentError naming the path when the place can't be written.
-    """
-    path = Path(path)
-    part = path.with_name(f".{path.name}.{secrets.token_hex(8)}.part")
-    try:
-        with _one_line_errors(path):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with part.open("x", encoding="utf-8", newline="") as file:
-                file.write(text)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(part, path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            part.unlink()
-        raise
-
-
-@contextlib.contextmanager
-def _one_line_errors(path: Path, doing: str = "write") -> Iterator[None]:
-    """Turns the system's errors about a path into an ArgumentError."""
-    try:
-        yield
-    except OSError as error:
-        reason = error.strerror or type(error).__name__
-        remedy = f"can't {doing} here ({reason}); choose another place or make room"
-        raise ArgumentError("out", str(path), remedy) from error
 
 
 def _read_all(file: int) -> bytes:

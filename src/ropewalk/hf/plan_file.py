@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
-import secrets
 from pathlib import Path
 from typing import Any
 
 from ropewalk.errors import ArgumentError, DamagedFileError
+from ropewalk.files import write_atomically
 from ropewalk.hf.hub import first_line, is_hub_id, one_line_hub_errors
 
 FILE = "plan.json"
@@ -24,21 +22,7 @@ def write_plan(path: Path, fields: dict[str, Any]) -> None:
     """
     content = {"format": FORMAT, "format_version": FORMAT_VERSION} | fields
     text = json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
-    part = path.with_name(f".{path.name}.{secrets.token_hex(8)}.part")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with part.open("x", encoding="utf-8", newline="") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(part, path)
-    except OSError as error:
-        reason = error.strerror or type(error).__name__
-        remedy = f"can't write here ({reason}); choose another folder or make room"
-        raise ArgumentError("directory", str(path), remedy) from error
-    finally:
-        with contextlib.suppress(OSError):  # gone after os.replace
-            part.unlink()
+    write_atomically(path, text, argument="directory")
 
 
 def read_plan(path: Path) -> dict[str, Any]:

@@ -62,8 +62,8 @@ def verdict(outcome: Outcome) -> str:
         return f"{dope.name} is better than the best length rule, {rule.name}, beyond chance ({figures}): it is saved."
     if difference.is_better and not is_gain(difference):
         return (
-            f"{dope.name} is better than the best length rule, {rule.name}, beyond chance ({figures}), but by less than "
-            f"{LEAST_GAIN} nats, too little to matter; the rule is saved."
+            f"{dope.name} is better than the best length rule, {rule.name}, beyond chance ({figures}), but by less "
+            f"than {LEAST_GAIN} nats, too little to matter; the rule is saved."
         )
     if difference.is_better:
         return (

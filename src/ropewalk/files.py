@@ -1,0 +1,43 @@
+"""Files written whole or not at all, and the system's errors about them in one line."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+from collections.abc import Iterator
+from pathlib import Path
+
+from ropewalk.errors import ArgumentError
+
+
+def write_atomically(path: str | Path, text: str, argument: str = "out") -> None:
+    """Write a whole text file so that a reader, or a crash, sees the old or the new content, never a part.
+
+    Raises ArgumentError naming the path when the place can't be written.
+    """
+    path = Path(path)
+    part = path.with_name(f".{path.name}.{secrets.token_hex(8)}.part")
+    try:
+        with one_line_errors(path, argument=argument):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with part.open("x", encoding="utf-8", newline="") as file:
+                file.write(text)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(part, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            part.unlink()
+        raise
+
+
+@contextlib.contextmanager
+def one_line_errors(path: Path, doing: str = "write", argument: str = "out") -> Iterator[None]:
+    """Turns the system's errors about a path into an ArgumentError."""
+    try:
+        yield
+    except OSError as error:
+        reason = error.strerror or type(error).__name__
+        remedy = f"can't {doing} here ({reason}); choose another place or make room"
+        raise ArgumentError(argument, str(path), remedy) from error
