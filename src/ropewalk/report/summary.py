@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -41,7 +42,7 @@ def final_rows(outcome: Outcome) -> list[Row]:
     for arm in _arms(outcome):
         answers = outcome.final[arm.name]
         is_reference = arm == outcome.best_rule
-        against = "" if is_reference else _signed(outcome.against(arm, _best_rule(outcome)))
+        against = "" if is_reference else signed(outcome.against(arm, _best_rule(outcome)))
         rows.append(Row(arm.name, right(answers), nll(answers), against))
     return rows
 
@@ -57,7 +58,7 @@ def verdict(outcome: Outcome) -> str:
     assert dope is not None and outcome.plain is not None
     difference = outcome.against(dope, rule)
     prompts = len({a.prompt for a in outcome.final[rule.name]})
-    figures = f"answer NLL {_signed(difference)} on {prompts} prompts that no choice had seen"
+    figures = f"answer NLL {signed(difference)} on {prompts} prompts that no choice had seen"
     if outcome.winner == dope:
         return f"{dope.name} is better than the best length rule, {rule.name}, beyond chance ({figures}): it is saved."
     if difference.is_better and not is_gain(difference):
@@ -68,15 +69,15 @@ def verdict(outcome: Outcome) -> str:
     if difference.is_better:
         return (
             f"{dope.name} is better than the best length rule, {rule.name} ({figures}), but not than plain "
-            f"({_signed(outcome.against(dope, outcome.plain))}) beyond chance; the rule is saved."
+            f"({signed(outcome.against(dope, outcome.plain))}) beyond chance; the rule is saved."
         )
     rule_gain = outcome.against(rule, outcome.plain)
     if rule_gain.is_better:
-        over = f"the rule itself is better than plain beyond chance ({_signed(rule_gain)})"
+        over = f"the rule itself is better than plain beyond chance ({signed(rule_gain)})"
     elif rule_gain.is_worse:
-        over = f"the rule is worse than plain beyond chance ({_signed(rule_gain)}): use neither at this length"
+        over = f"the rule is worse than plain beyond chance ({signed(rule_gain)}): use neither at this length"
     else:
-        over = f"nor is the rule better than plain beyond chance ({_signed(rule_gain)})"
+        over = f"nor is the rule better than plain beyond chance ({signed(rule_gain)})"
     return (
         f"No DoPE plan tried is better than the best length rule, {rule.name}, beyond chance (the best of them, "
         f"{dope.name}: {figures}); {over}; the rule is saved."
@@ -163,10 +164,13 @@ def right(answers: Sequence[Answer]) -> str:
 def nll(answers: Sequence[Answer]) -> str:
     """'0.24 [0.11, 0.37]'."""
     estimate = mean_interval([a.nll for a in answers], [a.prompt for a in answers])
+    # A t-interval of few haystacks can reach below 0, where no NLL is.
+    estimate = dataclasses.replace(estimate, low=max(0.0, estimate.low))
     return f"{estimate.mean:.3f} {_interval(estimate)}"
 
 
-def _signed(paired: PairedDifference) -> str:
+def signed(paired: PairedDifference) -> str:
+    """'-0.350 [-0.410, -0.290]'."""
     return f"{paired.difference.mean:+.3f} {_interval(paired.difference)}"
 
 

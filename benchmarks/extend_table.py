@@ -1,0 +1,80 @@
+"""One page from the records of several runs on one model.
+
+python benchmarks/extend_table.py results/extend-smollm2/*.jsonl --out results/extend-smollm2.md
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from ropewalk.evaluation.score import Answer, paired_difference
+from ropewalk.evaluation.store import read_records
+from ropewalk.report.figures import draw_by_depth
+from ropewalk.report.summary import nll, right, signed
+
+Answers = dict[str, list[Answer]]
+STAGES = {"rules": "Search: length rules", "dope": "Search: DoPE plans", "final": "Judged on fresh prompts"}
+
+
+def main() -> None:
+    """Write the tables, and a picture of each judgement beside the records."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("records", nargs="+", type=Path)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--head", type=Path, help="a Markdown file that goes before the tables")
+    options = parser.parse_args()
+    lines = options.head.read_text(encoding="utf-8").splitlines() if options.head else []
+    for path in options.records:
+        settings, records = read_records(path)
+        lines += _condition(path, settings, records, options.out)
+    options.out.write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def _condition(path: Path, settings: dict[str, Any], records: list[dict[str, Any]], out: Path) -> list[str]:
+    title = f"{settings['target_length']:,} tokens, {settings['setting']} setting"
+    lines = ["", f"## {title}", "", f"Records: [`{path.name}`]({path.relative_to(out.parent)})."]
+    reached = _answers(records, "at original length")
+    if reached:
+        found = reached["plain"]
+        lines += ["", f"At the training length, plain: {right(found)}, NLL {nll(found)}."]
+    for stage in ("final", "rules", "dope"):
+        by_name = _answers(records, stage)
+        if by_name:
+            lines += ["", f"### {STAGES[stage]}", "", *_table(by_name, is_judgement=stage == "final")]
+    final = _answers(records, "final")
+    if final:
+        picture = path.with_suffix(".png")
+        draw_by_depth(final, title, picture)
+        lines += ["", f"![{title}, by depth]({picture.relative_to(out.parent)})"]
+    return lines
+
+
+def _answers(records: list[dict[str, Any]], stage: str) -> Answers:
+    found: Answers = {}
+    for record in records:
+        if record["kind"] == "answers" and record["stage"] == stage:
+            found.setdefault(record["candidate"], []).extend(Answer.from_dict(a) for a in record["answers"])
+    return found
+
+
+def _table(by_name: Answers, is_judgement: bool) -> list[str]:
+    """Best first by prompts, then NLL; a judgement says the paired difference to its best rule."""
+    rule = next((n for n in by_name if n != "plain" and " + " not in n), None) if is_judgement else None
+    header = ["encoding", "prompts", "answers right", "answer NLL", *([f"against {rule}"] if rule else [])]
+    rows = []
+    for name, found in sorted(by_name.items(), key=lambda item: (-len(item[1]), _mean(item[1]))):
+        row = [name, str(len({a.prompt for a in found})), right(found), nll(found)]
+        if rule:
+            row.append("" if name == rule else signed(paired_difference(found, by_name[rule])))
+        rows.append(row)
+    return [f"| {' | '.join(cells)} |" for cells in (header, ["---"] * len(header), *rows)]
+
+
+def _mean(found: list[Answer]) -> float:
+    return sum(a.nll for a in found) / len(found)
+
+
+if __name__ == "__main__":
+    main()
