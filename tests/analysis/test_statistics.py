@@ -245,3 +245,22 @@ def test_a_wrong_field_in_a_file_is_named(tmp_path: Path, fields: dict[str, Any]
     safetensors.torch.save_file(tensors, path)
     with pytest.raises(DamagedFileError, match="format"):
         Statistics.load(path)
+
+
+def test_matched_noise_is_as_large_as_the_heads_that_stay() -> None:
+    q, k = vectors()
+    measured = statistics(q, k)
+    layers, heads, groups = measured.layers, measured.num_heads, measured.num_kv_heads
+    gone = HeadSelection([(layers[0], 0), (layers[-1], heads - 1)])
+    for side, x in (("query", q), ("key", k.repeat_interleave(heads // groups, dim=1))):
+        kept = [
+            x[i, head].double() for i, layer in enumerate(layers) for head in range(heads) if (layer, head) not in gone
+        ]
+        assert measured.matched_sigma(gone, side, "post_ntk") == pytest.approx(
+            float(torch.stack(kept).square().mean().sqrt()), rel=1e-5
+        )
+    two = [measured.matched_sigma(gone, side, "post_ntk") ** 2 for side in ("query", "key")]
+    assert measured.matched_sigma(gone, "both", "post_ntk") ** 2 == pytest.approx(sum(two) / 2)
+    everything = HeadSelection((layer, head) for layer in layers for head in range(heads))
+    with pytest.raises(ArgumentError, match="leaves no head"):
+        measured.matched_sigma(everything, "key", "post_ntk")

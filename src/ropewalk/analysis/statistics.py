@@ -99,10 +99,7 @@ class Statistics:
         find_score(name).check_r(name, r)
         if indicator not in INDICATORS:
             raise unknown_name("indicator", indicator, INDICATORS)
-        if stage not in self.grams:
-            if stage not in STAGES:
-                raise unknown_name("stage", stage, STAGES)
-            raise ArgumentError("stage", stage, f"wasn't measured; this pass has {', '.join(self.grams)}")
+        self._measured(stage)
         if indicator == "both":
             queries, keys = (self._score(name, r, side, stage) for side in ("query", "key"))
             return (_ranks(queries) + _ranks(keys)) / 2
@@ -139,6 +136,31 @@ class Statistics:
         values = self.score(name, r, indicator, stage).flatten()
         found = torch.sort(values, stable=True, descending=order == "descending").indices[:count].tolist()
         return HeadSelection((self.layers[i // self.num_heads], i % self.num_heads) for i in found)
+
+    def matched_sigma(self, selected: HeadSelection, indicator: str = "key", stage: str = "post_ntk") -> float:
+        """The size of the heads that aren't selected, for DoPE's `sigma` (noise as large as what stays).
+
+        The root mean square of one channel of their vectors: a Gram holds no means, and heads' vectors have a mean
+        far smaller than their spread or, where not, one that noise should match too. "both" averages the two sides.
+
+        Raises:
+            ArgumentError: every head is selected, or as `score` does.
+        """
+        if indicator not in INDICATORS:
+            raise unknown_name("indicator", indicator, INDICATORS)
+        sides = (0, 1) if indicator == "both" else (INDICATORS.index(indicator),)
+        pair = self._measured(stage)
+        squares = []
+        for grams in (pair[side] for side in sides):
+            energy = grams.diagonal(dim1=-2, dim2=-1).sum(-1).repeat_interleave(self.num_heads // grams.shape[1], dim=1)
+            kept = torch.ones(energy.shape, dtype=torch.bool)
+            for layer, head in selected:
+                if layer in self.layers and head < self.num_heads:
+                    kept[self.layers.index(layer), head] = False
+            if not kept.any():
+                raise ArgumentError("selected", selected, "leaves no head to match; select fewer")
+            squares.append(float(energy[kept].mean()) / (self.num_tokens * self.head_dim))
+        return math.sqrt(sum(squares) / len(squares))
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write a safetensors file: tensors `<stage>.query` and `<stage>.key`; JSON metadata for the rest.
@@ -189,6 +211,13 @@ class Statistics:
             if type(plain[name]) is not kind:
                 raise DamagedFileError(f"its field {name} is {plain[name]!r}")
         return cls(grams=grams, **(plain | {"layers": tuple(plain["layers"])}))
+
+    def _measured(self, stage: str) -> tuple[Tensor, Tensor]:
+        if stage not in STAGES:
+            raise unknown_name("stage", stage, STAGES)
+        if stage not in self.grams:
+            raise ArgumentError("stage", stage, f"wasn't measured; this pass has {', '.join(self.grams)}")
+        return self.grams[stage]
 
     def _any(self) -> tuple[Tensor, Tensor]:
         return next(iter(self.grams.values()))
