@@ -33,7 +33,7 @@ RULES_SHARE, DOPE_SHARE = 0.40, 0.27
 DOPE_FIRST, FINAL_FIRST = 100, 1000
 # Nats a token. With many prompts even a difference that nobody would notice is beyond chance.
 LEAST_GAIN = 0.01
-MOST_FINAL_PROMPTS = 24
+MOST_FINAL_PROMPTS, LEAST_FINAL_MEASUREMENTS = 24, 6
 
 
 @dataclass(frozen=True)
@@ -95,6 +95,14 @@ class Outcome:
         """The paired difference of two candidates on the final prompts."""
         return paired_difference(self.final[one.name], self.final[other.name])
 
+    def in_search(self) -> PairedDifference:
+        """The paired difference of the best DoPE plan to its rule, on the search's prompts that both have seen."""
+        answers = {candidate.name: found for candidate, found in self.dope}
+        assert self.best_dope is not None and self.best_rule is not None
+        plan, rule = answers[self.best_dope.name], answers[self.best_rule.name]
+        shared = {a.prompt for a in plan} & {a.prompt for a in rule}
+        return paired_difference([a for a in plan if a.prompt in shared], [a for a in rule if a.prompt in shared])
+
 
 class Clock:
     """The budget: seconds spent, by earlier runs too, and seconds left."""
@@ -149,7 +157,9 @@ def extend(
     outcome.dope = halve(sweep, "dope", [outcome.best_rule, *plans], task, max(3, units), DOPE_FIRST)
     outcome.best_dope = next(c for c, _ in outcome.dope if c is not outcome.best_rule)
 
-    arms = [outcome.plain, outcome.best_rule, outcome.best_dope]
+    arms = [outcome.plain, outcome.best_rule]
+    # A plan that is behind its rule on the prompts that chose it isn't worth the judgement's time.
+    arms += [outcome.best_dope] if outcome.in_search().difference.mean < 0 else []
     judge(sweep, arms, job.task(final_text), clock, unit, short_cost_seconds(store, job), outcome)
     outcome.winner = decide(outcome)
     arms = [outcome.plain, outcome.winner]
@@ -202,7 +212,7 @@ def judge(
     kept_back: float,
     outcome: Outcome,
 ) -> None:
-    """Measure the arms on prompts that no choice has seen, as many as the time allows and at least two.
+    """Measure the arms on prompts that no choice has seen: as many as the time allows, but six measurements at least.
 
     How many there were is kept, so that a finished run stays as it is unless it is given more time.
     """
@@ -212,7 +222,7 @@ def judge(
     outcome.final = {arm.name: [] for arm in arms}
     for number in range(decided or MOST_FINAL_PROMPTS):
         known = decided or sweep.is_measured("final", arms, task, FINAL_FIRST + number)
-        if number >= 2 and not known and clock.left < kept_back + unit * len(arms):
+        if number >= LEAST_FINAL_MEASUREMENTS // len(arms) and not known and clock.left < kept_back + unit * len(arms):
             break
         for name, answers in sweep.measure("final", arms, task, [FINAL_FIRST + number]).items():
             outcome.final[name] += answers
@@ -226,6 +236,8 @@ def decide(outcome: Outcome) -> Candidate:
     """DoPE where it gains on its rule, and on plain, beyond chance; else the rule."""
     assert outcome.best_dope is not None and outcome.best_rule is not None and outcome.plain is not None
     baselines = outcome.best_rule, outcome.plain
+    if outcome.best_dope.name not in outcome.final:
+        return outcome.best_rule
     if all(is_gain(outcome.against(outcome.best_dope, baseline)) for baseline in baselines):
         return outcome.best_dope
     return outcome.best_rule

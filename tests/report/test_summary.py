@@ -6,6 +6,7 @@ import pytest
 from tests.report.outcomes import DOPE, PLAIN, RULE, answers, outcome
 
 from ropewalk.evaluation.score import Answer
+from ropewalk.extend import decide
 from ropewalk.report.summary import HEADER, evidence, final_rows, markdown, nll, right, search_rows, verdict
 
 
@@ -29,6 +30,17 @@ def test_the_verdict_when_dope_gains_too_little_to_matter() -> None:
     made = outcome(plain=2.2, rule=0.95, dope=0.945)
     assert made.winner == RULE
     assert "but by less than 0.01 nats, too little to matter; the rule is saved." in verdict(made)
+
+
+def test_the_verdict_when_no_plan_got_to_the_judgement() -> None:
+    made = outcome(plain=2.2, rule=0.95, dope=1.2)
+    made.dope = [(RULE, answers(0.95, 8, 2, "search")), (DOPE, answers(1.2, 8, 1, "search"))]
+    del made.final[DOPE.name]
+    assert decide(made) == RULE
+    said = verdict(made)
+    assert said.startswith("No DoPE plan tried was ahead of the best length rule, ntk x2.69, in the search (")
+    assert "+0.2" in said and "better than plain beyond chance (-1.250" in said and said.endswith("the rule is saved.")
+    assert [row.name for row in final_rows(made)] == [PLAIN.name, RULE.name]
 
 
 def test_the_verdict_when_nothing_helps() -> None:

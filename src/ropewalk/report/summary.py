@@ -56,6 +56,18 @@ def verdict(outcome: Outcome) -> str:
     """One sentence: is a DoPE plan better than the best length rule, beyond chance? And what is saved."""
     rule, dope = _best_rule(outcome), outcome.best_dope
     assert dope is not None and outcome.plain is not None
+    rule_gain = outcome.against(rule, outcome.plain)
+    if rule_gain.is_better:
+        over = f"the rule itself is better than plain beyond chance ({signed(rule_gain)})"
+    elif rule_gain.is_worse:
+        over = f"the rule is worse than plain beyond chance ({signed(rule_gain)}): use neither at this length"
+    else:
+        over = f"nor is the rule better than plain beyond chance ({signed(rule_gain)})"
+    if dope.name not in outcome.final:
+        return (
+            f"No DoPE plan tried was ahead of the best length rule, {rule.name}, in the search (the best of them, "
+            f"{dope.name}: answer NLL {signed(outcome.in_search())}), so none was judged; {over}; the rule is saved."
+        )
     difference = outcome.against(dope, rule)
     prompts = len({a.prompt for a in outcome.final[rule.name]})
     figures = f"answer NLL {signed(difference)} on {prompts} prompts that no choice had seen"
@@ -71,13 +83,6 @@ def verdict(outcome: Outcome) -> str:
             f"{dope.name} is better than the best length rule, {rule.name} ({figures}), but not than plain "
             f"({signed(outcome.against(dope, outcome.plain))}) beyond chance; the rule is saved."
         )
-    rule_gain = outcome.against(rule, outcome.plain)
-    if rule_gain.is_better:
-        over = f"the rule itself is better than plain beyond chance ({signed(rule_gain)})"
-    elif rule_gain.is_worse:
-        over = f"the rule is worse than plain beyond chance ({signed(rule_gain)}): use neither at this length"
-    else:
-        over = f"nor is the rule better than plain beyond chance ({signed(rule_gain)})"
     return (
         f"No DoPE plan tried is better than the best length rule, {rule.name}, beyond chance (the best of them, "
         f"{dope.name}: {figures}); {over}; the rule is saved."
@@ -208,7 +213,7 @@ def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
 
 def _arms(outcome: Outcome) -> list[Candidate]:
     arms = [outcome.plain, outcome.best_rule, outcome.best_dope]
-    return [arm for arm in arms if arm is not None]
+    return [arm for arm in arms if arm is not None and arm.name in outcome.final]
 
 
 def _best_rule(outcome: Outcome) -> Candidate:
