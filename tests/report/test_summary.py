@@ -134,3 +134,7 @@ def test_the_evidence_is_plain_json() -> None:
     assert kept["plain"]["prompts"] == 6
     assert kept["plain"]["exact"]["mean"] == pytest.approx(0.2)
     assert kept[RULE.name]["nll"]["mean"] == pytest.approx(0.95)
+
+
+def test_one_answer_has_no_interval() -> None:
+    assert nll(answers(0.5, 1, 1, depths=2)[:1]).endswith("[one value: no interval]")

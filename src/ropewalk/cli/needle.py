@@ -94,7 +94,8 @@ def _print(console: Console, answers: list[Any], title: str) -> None:
         table.add_column(name)
     for answer in answers:
         mark = "yes" if answer.is_exact else "no"
-        table.add_row(f"{answer.depth:.2f}", answer.expected, answer.generated.strip(), mark, f"{answer.nll:.3f}")
+        answered = " ".join(answer.generated.split())
+        table.add_row(f"{answer.depth:.2f}", answer.expected, answered, mark, f"{answer.nll:.3f}")
     console.print(title)
     console.print(table)
     console.print(f"right: {right(answers)}; answer NLL: {nll(answers)} (95 % intervals)", markup=False)

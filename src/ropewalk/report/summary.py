@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -180,6 +181,8 @@ def signed(paired: PairedDifference) -> str:
 
 
 def _interval(estimate: Estimate) -> str:
+    if math.isinf(estimate.high):
+        return "[one value: no interval]"
     mark = "" if estimate.is_clustered else " within one haystack"
     return f"[{estimate.low:.3f}, {estimate.high:.3f}]{mark}"
 
