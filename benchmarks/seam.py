@@ -2,8 +2,9 @@
 
     python benchmarks/seam.py --tokens 4096 --repeats 5 --out results/seam-speed.md
 
-Every ratio is taken within one run: variants take turns, round after round, and the median of the rounds' ratios to
-plain is reported with the smallest and largest. Memory is the peak resident size of a fresh process.
+Every ratio is taken within one run: variants take turns, round after round. Reported is the ratio of the medians, with
+the smallest and largest ratio of a round. Memory is the peak resident size during the pass, in a process of its own
+(Linux).
 """
 
 from __future__ import annotations
@@ -11,7 +12,6 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import random
-import resource
 import shlex
 import statistics
 import subprocess
@@ -23,15 +23,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from transformers.cache_utils import DynamicCache
 
 from ropewalk import DoPE, HeadSelection, RoPE, installed, load_model, measure
-from ropewalk.evaluation.forkable import forkable_cache
+from ropewalk.analysis.statistics import STAGES
 from ropewalk.evaluation.provenance import machine, versions
 from ropewalk.evaluation.read import Reader
 from ropewalk.tasks.haystack import read_text
 from ropewalk.tasks.needle import NeedleTask
 
-DECODED = 24
+DECODED = 40
+PARTS = ("passes", "decoding", "multi", "memory")
 
 
 def main() -> None:
@@ -43,12 +45,13 @@ def main() -> None:
     if options.memory:
         _use_memory(model, ids, options.memory)
         return
-    rows = [
-        *_passes(model, ids, options),
-        *_decoding(model, ids, options),
-        _multi(model, tokenizer, options),
-        *_memory(options),
-    ]
+    parts: dict[str, Callable[[], list[tuple[str, ...]]]] = {
+        "passes": lambda: _passes(model, ids, options),
+        "decoding": lambda: _decoding(model, ids, options),
+        "multi": lambda: [_multi(model, tokenizer, options)],
+        "memory": lambda: _memory(options),
+    }
+    rows = [row for name in options.parts for row in parts[name]()]
     text = _page(rows, options)
     print(text)
     if options.out:
@@ -61,6 +64,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--tokens", type=int, default=4096)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--parts", nargs="+", default=PARTS, choices=PARTS)
     parser.add_argument("--out", default="")
     parser.add_argument("--memory", choices=("plain", "calibration"), default="", help=argparse.SUPPRESS)
     return parser.parse_args()
@@ -117,23 +121,22 @@ def _passes(model: Any, ids: torch.Tensor, options: argparse.Namespace) -> list[
 
 
 def _decoding(model: Any, ids: torch.Tensor, options: argparse.Namespace) -> list[tuple[str, ...]]:
-    """Tokens decoded one by one after a prefill, each variant with its own cache, taking turns."""
+    """Tokens decoded one by one after a prefill, each variant with its own cache, taking turns token by token."""
     variants = _variants(model, options.seed)
     caches: dict[str, Any] = {}
     with torch.no_grad():
         for name, context in variants.items():
-            caches[name] = forkable_cache(model.config, room=(options.repeats + 1) * DECODED * 3)
+            caches[name] = DynamicCache(config=model.config)
             with context():
                 model(input_ids=ids, past_key_values=caches[name], use_cache=True, logits_to_keep=1)
 
     def decode(name: str) -> float:
         with torch.no_grad(), variants[name]():
             began = time.perf_counter()
-            for token in range(DECODED):
-                model(input_ids=torch.tensor([[token + 5]]), past_key_values=caches[name], use_cache=True)
-            return (time.perf_counter() - began) / DECODED
+            model(input_ids=torch.tensor([[5]]), past_key_values=caches[name], use_cache=True)
+            return time.perf_counter() - began
 
-    times = _turns({name: (lambda name=name: decode(name)) for name in variants}, 3 * options.repeats)
+    times = _turns({name: (lambda name=name: decode(name)) for name in variants}, DECODED * options.repeats)
     return [
         _row(f"decoding a token, {name}", times[name], times["plain"], limit)
         for name, limit in (("plain RoPE through the seam", 1.02), ("by-all with 5 query heads", 1.05))
@@ -172,17 +175,22 @@ def _memory(options: argparse.Namespace) -> list[tuple[str, ...]]:
             command = [sys.executable, __file__, "--tokens", str(tokens), "--model", options.model, "--memory", kind]
             peaks[kind] = int(subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()[-1])
         extra = (peaks["calibration"] - peaks["plain"]) / 1024
-        rows.append((f"calibration of {tokens} tokens, extra memory", f"{extra:.0f} MiB", "", "", "64 MiB"))
+        rows.append(
+            (f"calibration of {tokens} tokens, three stages, extra memory", f"{extra:.0f} MiB", "", "", "64 MiB")
+        )
     return rows
 
 
 def _use_memory(model: Any, ids: torch.Tensor, kind: str) -> None:
+    """Run one pass and print the peak resident size during it, in KiB; loading the model isn't part of the peak."""
+    Path("/proc/self/clear_refs").write_text("5")  # Linux: the peak starts again from what is resident now
     if kind == "plain":
         with torch.no_grad():
             model(input_ids=ids, use_cache=False, logits_to_keep=1)
     else:
-        measure(model, ids, stages=("pre_ntk", "post_ntk"))
-    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+        measure(model, ids, stages=STAGES)
+    status = Path("/proc/self/status").read_text()
+    print(next(line.split()[1] for line in status.splitlines() if line.startswith("VmHWM")))
 
 
 def _turns(jobs: dict[str, Callable[[], float]], repeats: int) -> dict[str, list[float]]:

@@ -60,7 +60,7 @@ def measure(
     reader = whole.get_decoder() if hasattr(model, "get_decoder") else whole
     with torch.no_grad(), installed(model, tapped):
         reader(input_ids=input_ids, attention_mask=attention_mask, use_cache=False, **positions)
-    taps = {index: tap for index, tap in tapped.taps.items() if tap.sums}
+    taps = {index: tap for index, tap in tapped.taps.items() if tap.is_heard}
     return _statistics(model, input_ids, taps, layers[0].rope, tapped.stages)
 
 
@@ -82,17 +82,16 @@ def _statistics(
     shapes = {tuple(pair[s].gram.shape for s in (0, 1)) for i in indices for pair in [taps[i].sums[stages[0]]]}
     if len(shapes) != 1:
         raise UnsupportedModelError(f"{type(model).__name__} has layers whose heads differ in number or size")
-    grams = {
-        stage: (
-            torch.stack([taps[i].sums[stage][0].gram for i in indices]),
-            torch.stack([taps[i].sums[stage][1].gram for i in indices]),
-        )
-        for stage in stages
-    }
+    num_tokens = taps[indices[0]].sums[stages[0]][0].count
+    grams = {}
+    for stage in stages:
+        # Let go of a stage's sums once they are stacked, so that no more than one stage is there twice.
+        pairs = [taps[i].sums.pop(stage) for i in indices]
+        grams[stage] = torch.stack([pair[0].gram for pair in pairs]), torch.stack([pair[1].gram for pair in pairs])
     config = model_config(model)
     return Statistics(
         grams=grams,
-        num_tokens=taps[indices[0]].sums[stages[0]][0].count,
+        num_tokens=num_tokens,
         layers=indices,
         layout=rope.layout,
         rotary_dim=min(rope.width, grams[stages[0]][0].shape[-1]),
@@ -131,7 +130,7 @@ class _LayerTap(Encoding):
         if (inner.head_dim, inner.encoding.width) != (own.head_dim, own.width):
             remedy = f"layer {self.layer} has heads of {own.head_dim} channels of which {own.width} turn"
             raise ArgumentError("rope", inner.encoding, remedy)
-        tap = _TapModule(inner, own.module(), self.tapped.stages, self.tapped.mask)
+        tap = _TapModule(inner, own.module(), self.tapped)
         self.tapped.taps[self.layer] = tap
         return tap
 
@@ -139,11 +138,18 @@ class _LayerTap(Encoding):
 class _TapModule(RotaryModule):
     """Rotates as `inner` does and sums Gram matrices on the way."""
 
-    def __init__(self, inner: RoPEModule, own: RoPEModule, stages: tuple[str, ...], mask: Tensor | None):
+    def __init__(self, inner: RoPEModule, own: RoPEModule, tapped: _Tapped):
         super().__init__()
-        self.inner, self.own, self.stages, self.mask = inner, own, stages, mask
+        self.inner, self.own, self.stages, self.mask = inner, own, tapped.stages, tapped.mask
         self.head_dim = inner.head_dim
         self.sums: dict[str, tuple[GramAccumulator, GramAccumulator]] = {}
+        self._taps = tapped.taps
+        self._sizes: tuple[int, int, int] | None = None
+
+    @property
+    def is_heard(self) -> bool:
+        """Whether any token went through this layer's rotation."""
+        return any(pair[0].count for pair in self.sums.values())
 
     @property
     def table_key(self) -> Any:
@@ -167,10 +173,19 @@ class _TapModule(RotaryModule):
         return q2, k2
 
     def _sums(self, stage: str, q: Tensor, k: Tensor) -> tuple[GramAccumulator, GramAccumulator]:
-        if stage not in self.sums:
+        if (q.shape[1], k.shape[1], q.shape[3]) != self._sizes:
+            # For all layers at once: made one by one, each would be carved out of the room that a layer's vectors have
+            # just left, the next layer's wouldn't fit there any more, and the heap would grow by a layer's vectors.
+            for tap in self._taps.values():
+                if tap._sizes is None or tap is self:
+                    tap._make_sums(q, k)
+        return self.sums[stage]
+
+    def _make_sums(self, q: Tensor, k: Tensor) -> None:
+        self._sizes = q.shape[1], k.shape[1], q.shape[3]
+        for stage in self.stages:
             first, second = (GramAccumulator(x.shape[1], x.shape[3], x.device, CHUNK_TOKENS) for x in (q, k))
             self.sums[stage] = first, second
-        return self.sums[stage]
 
     def _add_turned(self, into: GramAccumulator, x: Tensor, positions: Tensor) -> None:
         """Add x turned by the model's own frequencies, a chunk at a time: the pass itself never turns it so."""
