@@ -81,7 +81,7 @@ def ask_packed(
         }
         behind = PackedQuestions(model, cache).feed(fed)
     logits = [behind[number][-len(answer) :].float() for number, answer in enumerate(answers)]
-    said = [_right_start(row, answer) for row, answer in zip(logits, answers, strict=True)]
+    said = [greedy_start(row, answer) for row, answer in zip(logits, answers, strict=True)]
     unfinished = [n for n, answer in enumerate(answers) if len(said[n]) < len(answer)]
     if unfinished:
         with fork(cache):
@@ -94,7 +94,7 @@ def ask_packed(
     return list(zip(logits, said, strict=True))
 
 
-def _right_start(logits: Tensor, answer: Sequence[int]) -> list[int]:
+def greedy_start(logits: Tensor, answer: Sequence[int]) -> list[int]:
     """The greedy tokens up to and with the first wrong one."""
     said: list[int] = []
     for row, right in zip(logits, answer, strict=True):

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from transformers.cache_utils import DynamicCache
 
 from ropewalk.evaluation.forkable import fork, forkable_cache
-from ropewalk.evaluation.packed import ask_packed, can_pack
+from ropewalk.evaluation.packed import ask_packed, can_pack, greedy_start
 from ropewalk.evaluation.score import Answer
 from ropewalk.tasks.needle import NeedlePrompt, Question
 
@@ -74,12 +74,10 @@ class Reader:
         One pass over the question and the right answer gives both while the greedy tokens are right. From the
         first wrong one on, what the model would say depends on what it said.
         """
-        answer = torch.tensor(question.answer_ids, device=self._device)
+        answer = question.answer_ids
         with fork(cache):
-            logits = self._logits((*question.ids, *question.answer_ids[:-1]), cache, len(answer)).float()
-        greedy = logits.argmax(-1)
-        wrong = (greedy != answer).nonzero()
-        said = greedy[: int(wrong[0]) + 1].tolist() if len(wrong) else answer.tolist()
+            logits = self._logits((*question.ids, *answer[:-1]), cache, len(answer)).float()
+        said = greedy_start(logits, answer)
         if len(said) < len(answer):
             with fork(cache):
                 said = self._continue((*question.ids, *said), cache, len(answer) - len(said), said)
