@@ -7,7 +7,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 from transformers.cache_utils import DynamicCache, DynamicLayer
 
 
@@ -61,6 +62,15 @@ def forkable_cache(config: Any, room: int = 256) -> DynamicCache:
     """An empty cache for a model of this config whose full-attention layers can be forked for free."""
     cache = DynamicCache(config=config)
     cache.layers = [ForkableLayer(room) if type(layer) is DynamicLayer else layer for layer in cache.layers]
+    return cache
+
+
+@torch.no_grad()
+def cache_after(model: nn.Module, ids: Tensor) -> DynamicCache:
+    """A forkable cache after one pass of a model over tokens (B, N)."""
+    config: Any = model.config
+    cache = forkable_cache(config)
+    model(input_ids=ids, past_key_values=cache, use_cache=True, logits_to_keep=1)
     return cache
 
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 from transformers.cache_utils import DynamicCache
 
-from ropewalk.evaluation.forkable import fork, forkable_cache
+from ropewalk.evaluation.forkable import cache_after, fork
 from ropewalk.evaluation.packed import ask_packed, can_pack, greedy_start
 from ropewalk.evaluation.score import Answer
 from ropewalk.tasks.needle import NeedlePrompt, Question
@@ -34,13 +34,9 @@ class Reader:
         cache = self.read(prompt.haystack_ids)
         return self.questions(prompt, setting, cache)
 
-    @torch.no_grad()
     def read(self, ids: tuple[int, ...]) -> DynamicCache:
         """The cache after one pass over `ids`."""
-        config: Any = self.model.config
-        cache = forkable_cache(config)
-        self.model(input_ids=self._tensor(ids), past_key_values=cache, use_cache=True, logits_to_keep=1)
-        return cache
+        return cache_after(self.model, self._tensor(ids))
 
     def questions(self, prompt: NeedlePrompt, setting: str, cache: DynamicCache) -> list[Answer]:
         """An answer to each question, each continuing from the same cache."""

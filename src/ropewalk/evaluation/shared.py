@@ -13,7 +13,7 @@ from transformers.cache_utils import DynamicCache
 from ropewalk.encodings.base import Encoding
 from ropewalk.encodings.model_rotation import model_config, rotary_layers
 from ropewalk.errors import UnsupportedModelError
-from ropewalk.evaluation.forkable import forkable_cache
+from ropewalk.evaluation.forkable import cache_after
 from ropewalk.hf import installed
 
 
@@ -51,12 +51,8 @@ class SharedReading:
         cache.layers[:start] = self.cache.layers[:start]
         return cache
 
-    @torch.no_grad()
     def _run(self) -> DynamicCache:
-        config: Any = self.model.config
-        cache = forkable_cache(config)
-        self.model(input_ids=self._ids, past_key_values=cache, use_cache=True, logits_to_keep=1)
-        return cache
+        return cache_after(self.model, self._ids)
 
     @contextmanager
     def _listening(self, starts: Sequence[int]) -> Iterator[None]:
