@@ -11,10 +11,16 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from ropewalk.analysis.measure import measure as measure
     from ropewalk.analysis.statistics import Statistics as Statistics
+    from ropewalk.attention.attend import attend as attend
+    from ropewalk.encodings.alibi import ALiBi as ALiBi
     from ropewalk.encodings.dope import DoPE as DoPE
+    from ropewalk.encodings.fire import FIRE as FIRE
+    from ropewalk.encodings.kerple import KERPLE as KERPLE
     from ropewalk.encodings.nope import NoPE as NoPE
     from ropewalk.encodings.per_layer import PerLayer as PerLayer
+    from ropewalk.encodings.pope import PoPE as PoPE
     from ropewalk.encodings.rope import RoPE as RoPE
+    from ropewalk.encodings.t5 import T5Bias as T5Bias
     from ropewalk.frequencies import NTK as NTK
     from ropewalk.frequencies import CoPE as CoPE
     from ropewalk.frequencies import DynamicNTK as DynamicNTK
@@ -26,6 +32,7 @@ if TYPE_CHECKING:
     from ropewalk.frequencies import Resonance as Resonance
     from ropewalk.frequencies import YaRN as YaRN
     from ropewalk.heads import HeadSelection as HeadSelection
+    from ropewalk.hf.loading import load as load
     from ropewalk.hf.loading import load_model as load_model
     from ropewalk.hf.plan import Plan as Plan
     from ropewalk.hf.seam import install as install
@@ -38,13 +45,20 @@ _HOMES = {
     "DoPE": "encodings.dope",
     "NoPE": "encodings.nope",
     "PerLayer": "encodings.per_layer",
+    "PoPE": "encodings.pope",
+    "attend": "attention.attend",
     "HeadSelection": "heads",
     "Statistics": "analysis.statistics",
     "measure": "analysis.measure",
     "install": "hf.seam",
     "installed": "hf.seam",
     "Plan": "hf.plan",
+    "load": "hf.loading",
     "load_model": "hf.loading",
+    "ALiBi": "encodings.alibi",
+    "T5Bias": "encodings.t5",
+    "KERPLE": "encodings.kerple",
+    "FIRE": "encodings.fire",
 } | dict.fromkeys(
     (
         "Linear",

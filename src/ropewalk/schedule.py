@@ -136,6 +136,12 @@ def check_length(argument: str, value: Any) -> None:
         raise ArgumentError(argument, value, "give a positive integer, a number of tokens")
 
 
+def check_count(argument: str, value: Any, minimum: int = 1) -> None:
+    """Refuse a size or number of things that isn't an integer from `minimum` up."""
+    if not isinstance(value, int) or isinstance(value, bool) or value < minimum:
+        raise ArgumentError(argument, value, f"give an integer, {minimum} or more")
+
+
 def check_flag(argument: str, value: Any) -> None:
     """Refuse anything but True or False."""
     if not isinstance(value, bool):

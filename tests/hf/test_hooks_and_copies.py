@@ -78,7 +78,9 @@ def test_saving_writes_what_it_would_without(model, tmp_path):
     before, after = (load_file(tmp_path / name / "model.safetensors") for name in ("plain", "installed"))
     assert before.keys() == after.keys() and all(torch.equal(before[k], after[k]) for k in before)
     configs = [json.loads((tmp_path / name / "config.json").read_text()) for name in ("plain", "installed")]
+    assert configs[1].pop("position_encoding") == dope(model).to_dict()
     assert configs[0] == configs[1]
+    assert not hasattr(model.config, "position_encoding")
 
 
 def load_keys(model: Any) -> list[str]:

@@ -1,5 +1,5 @@
 """The encodings, one file each; importing this package fills the registry."""
 
-from ropewalk.encodings import dope, nope, per_layer, rope
+from ropewalk.encodings import alibi, dope, fire, kerple, nope, per_layer, pope, rope, t5
 
-__all__ = ["dope", "nope", "per_layer", "rope"]
+__all__ = ["alibi", "dope", "fire", "kerple", "nope", "per_layer", "pope", "rope", "t5"]

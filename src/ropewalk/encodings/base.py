@@ -22,7 +22,8 @@ class Encoding:
     """A positional encoding as a value: equal configs mean equal encodings.
 
     A subclass is a frozen dataclass that sets `kind` and `summary` and overrides `module`. Rotary kinds are
-    called as `encoding(q, k, positions)`; `module()` builds the same thing once, for repeated use.
+    called as `encoding(q, k, positions)`, bias kinds as `encoding.bias(of_queries, of_keys)`; `module()` builds the
+    same thing once, for repeated use and for training.
     """
 
     kind: ClassVar[str] = ""
@@ -38,7 +39,7 @@ class Encoding:
         return self
 
     def module(self) -> torch.nn.Module:
-        """A module called as `module(q, k, positions) -> (q2, k2)`.
+        """An EncodingModule, called as `module(q, k, positions) -> (q2, k2)`; learnable parts are its parameters.
 
         Shapes: q (B, H, N, d), k (B, G, M, d), positions (N,) or (B, N) or a pair (of queries, of keys),
         integers.
@@ -49,6 +50,13 @@ class Encoding:
         """Encode queries (B, H, N, d) and keys (B, G, M, d) at integer positions; see `module`."""
         encoded: tuple[Tensor, Tensor] = self.module()(q, k, positions)
         return encoded
+
+    def bias(self, of_queries: Tensor, of_keys: Tensor) -> Tensor:
+        """What a bias kind adds to the scores, as its untrained module gives it; see `BiasModule.bias`."""
+        made = self.module()
+        if not isinstance(made, BiasModule):
+            raise ArgumentError("encoding", self.kind, "this kind adds no bias to the scores")
+        return made.bias(of_queries, of_keys)
 
     def to_dict(self) -> dict[str, Any]:
         """A JSON-ready dict with the key `kind`; `from_dict` reads it back."""
@@ -80,7 +88,20 @@ class Encoding:
         return cls(**fields)
 
 
-class RotaryModule(torch.nn.Module):
+class EncodingModule(torch.nn.Module):
+    """The root of all encodings' modules: RotaryModule, BiasModule, ScoreModule and AbsoluteModule say what each does.
+
+    `forward(q, k, positions)` gives queries (B, H, N, ·) and keys (B, G, M, ·) as attention compares them; kinds that
+    act elsewhere give back the very tensors.
+    """
+
+    def forward(self, q: Tensor, k: Tensor, positions: Positions) -> tuple[Tensor, Tensor]:
+        """The very q (B, H, N, d) and k (B, G, M, d) given; their positions are checked."""
+        of_queries_and_keys(positions, q, k)
+        return q, k
+
+
+class RotaryModule(EncodingModule):
     """The module of a rotary kind, in two steps so that layers with the same schedule can share their tables.
 
     `tables` depends on positions alone and may be made once for many layers whose `table_key` is equal;
@@ -126,6 +147,69 @@ class RotaryModule(torch.nn.Module):
             return self.encode(q, k, (of_queries, of_queries), (tables, tables))
         of_keys = of_keys if of_keys.dim() == 2 else of_keys[None]
         return self.encode(q, k, (of_queries, of_keys), (tables, self.tables(of_keys, k.dtype)))
+
+
+class BiasModule(EncodingModule):
+    """The module of a kind that adds a number to each score, before the softmax.
+
+    Most depend on the distance alone: those override `by_distance`. One that depends on the positions themselves sets
+    `is_relative` to False and overrides `bias`.
+    """
+
+    is_relative: ClassVar[bool] = True
+
+    @property
+    def num_heads(self) -> int:
+        """Query heads H."""
+        raise NotImplementedError
+
+    def by_distance(self, distances: Tensor) -> Tensor:
+        """The bias (H, *) float32 at integer distances (*), each the query's position minus the key's."""
+        raise NotImplementedError
+
+    def bias(self, of_queries: Tensor, of_keys: Tensor) -> Tensor:
+        """The bias (H, N, M), or (B, H, N, M) when either has a batch, for positions (N,) or (B, N) and (M,) or (B, M).
+
+        float32, whatever the model's dtype.
+        """
+        # In int64: a difference of uint8 positions would wrap.
+        found = self.by_distance(of_queries.long()[..., :, None] - of_keys.long()[..., None, :])
+        return found if found.dim() == 3 else found.movedim(0, 1)
+
+
+class ScoreModule(EncodingModule):
+    """The module of a kind that needs the scores themselves, or several of them: attention asks it block by block."""
+
+    def keys(self, k: Tensor, of_keys: Tensor) -> tuple[Tensor, ...]:
+        """What `scores` needs of the keys k (B, G, M, d) at positions (1, M) or (B, M); each (B, G, M, ·)."""
+        return (k,)
+
+    def scores(
+        self,
+        q: Tensor,
+        keys: tuple[Tensor, ...],
+        of_queries: Tensor,
+        of_keys: Tensor,
+        visible: Tensor | None,
+        scale: float,
+    ) -> Tensor:
+        """The scores (B, H, N, M) before mask and softmax of some queries q (B, H, N, d).
+
+        Args:
+            keys: what `keys` gave, perhaps cut to fewer keys.
+            of_queries, of_keys: positions (1, N) or (B, N), and (1, M) or (B, M).
+            visible: which keys each query may see, bool, broadcastable to (B, H, N, M); None: all. The caller masks.
+            scale: what the dot products are multiplied by.
+        """
+        raise NotImplementedError
+
+
+class AbsoluteModule(EncodingModule):
+    """The module of a kind that is added to the token vectors, before the first layer."""
+
+    def embed(self, positions: Tensor) -> Tensor:
+        """(..., N, width) for integer positions (..., N)."""
+        raise NotImplementedError
 
 
 def encodings() -> dict[str, type[Encoding]]:

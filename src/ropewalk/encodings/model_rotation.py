@@ -61,6 +61,17 @@ def model_config(model: nn.Module) -> Any:
     return config.get_text_config(decoder=True) if hasattr(config, "get_text_config") else config
 
 
+def decoder_blocks(model: nn.Module) -> nn.ModuleList:
+    """The list of decoder layers that holds all rotary attention layers of a model."""
+    path = rotary_layers(model)[0].path.split(".")
+    module: Any = model
+    for name in path:
+        if isinstance(module, nn.ModuleList):
+            return module
+        module = getattr(module, name)
+    raise UnsupportedModelError(f"{type(model).__name__}: {'.'.join(path)} isn't inside a list of layers")
+
+
 def layer_forward(module: nn.Module) -> Any:
     """The forward that a module runs beneath a device hook (accelerate keeps it in `_old_forward`)."""
     return getattr(module, "_old_forward", None) or module.__dict__.get("forward") or type(module).forward

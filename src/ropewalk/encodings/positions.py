@@ -50,3 +50,15 @@ def check_positions(argument: str, positions: Any, x: Tensor) -> None:
     is_readable = positions.device.type == "cpu" and not torch.compiler.is_compiling()
     if is_readable and positions.numel() and int(positions.min()) < 0:
         raise ArgumentError(f"min({argument})", int(positions.min()), "give positions of 0 or more")
+
+
+def is_run(of_queries: Tensor, of_keys: Tensor) -> bool:
+    """Whether positions (1 or B, N) and (1 or B, M) count up by one, at the same distance in each row.
+
+    Asked on the CPU alone: elsewhere reading the values would wait for the device, and the answer is False, which is
+    always safe.
+    """
+    if of_queries.device.type != "cpu" or torch.compiler.is_compiling():
+        return False
+    counts = all(bool((p.diff(dim=-1) == 1).all()) for p in (of_queries, of_keys))
+    return counts and bool((of_queries[:, :1] - of_keys[:, :1] == of_queries[0, 0] - of_keys[0, 0]).all())

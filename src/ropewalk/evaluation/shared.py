@@ -11,8 +11,7 @@ from torch import Tensor, nn
 from transformers.cache_utils import DynamicCache
 
 from ropewalk.encodings.base import Encoding
-from ropewalk.encodings.model_rotation import model_config, rotary_layers
-from ropewalk.errors import UnsupportedModelError
+from ropewalk.encodings.model_rotation import decoder_blocks, model_config
 from ropewalk.evaluation.forkable import cache_after
 from ropewalk.hf import installed
 
@@ -93,17 +92,6 @@ class SharedReading:
                 block.__dict__.pop("forward", None)
                 if held is not None:  # a device hook's
                     block.__dict__["forward"] = held
-
-
-def decoder_blocks(model: nn.Module) -> nn.ModuleList:
-    """The list of decoder layers that holds all rotary attention layers of a model."""
-    path = rotary_layers(model)[0].path.split(".")
-    module: Any = model
-    for name in path:
-        if isinstance(module, nn.ModuleList):
-            return module
-        module = getattr(module, name)
-    raise UnsupportedModelError(f"{type(model).__name__}: {'.'.join(path)} isn't inside a list of layers")
 
 
 def first_difference(encoding: Encoding, base: Encoding, layers: Sequence[int]) -> int:

@@ -61,7 +61,7 @@ class WatchingAttention(AttentionRegistry):
         super().__init__(registry)
         self._index, self._seen = index, seen
 
-    def wrapped(self, attention: AttentionFunction) -> AttentionFunction:
+    def wrapped(self, attention: AttentionFunction, name: str) -> AttentionFunction:
         def attend(
             layer: nn.Module, query: Tensor, key: Tensor, *args: Any, **kwargs: Any
         ) -> tuple[Tensor, Tensor | None]:

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ropewalk.encodings.base import RotaryModule, Tables
+from ropewalk.encodings.base import EncodingModule, RotaryModule, Tables
 from ropewalk.errors import UnsupportedModelError
 from ropewalk.hf.step import StepTables
 
@@ -45,11 +45,11 @@ class LayerEncoder:
 # Beside the class, not in it: torch.compile can't guard a static method of an object that it finds in a
 # global.
 def _tables(module: RotaryModule, q: Tensor, positions: Tensor, step: StepTables) -> Tables:
-    _follow(module, q.device)
+    follow(module, q.device)
     return step.get((module.table_key, q.dtype, q.device), module, positions, q.dtype)
 
 
-def _follow(module: RotaryModule, device: torch.device) -> None:
+def follow(module: EncodingModule, device: torch.device) -> None:
     """Move a module's buffers to its layer's device: it isn't part of the model, so `.to` misses it."""
     held = next(module.buffers(), None)
     if held is not None and held.device != device:

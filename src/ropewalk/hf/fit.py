@@ -6,20 +6,27 @@ from collections.abc import Iterable, Mapping
 
 from torch import nn
 
-from ropewalk.encodings.base import Encoding, RotaryModule
+from ropewalk.encodings.base import BiasModule, Encoding, EncodingModule, RotaryModule
 from ropewalk.encodings.dope import READINGS, WHOLE_VECTOR, DoPE, DoPEModule
 from ropewalk.encodings.model_rotation import RotaryLayer
 from ropewalk.encodings.per_layer import PerLayer
+from ropewalk.encodings.pope import PoPEModule
 from ropewalk.encodings.rope import RoPE, RoPEModule
 from ropewalk.errors import ArgumentError, UnsupportedModelError
 from ropewalk.hf.echo import LayerShape
-from ropewalk.hf.probe import check_own_keys, observe
+from ropewalk.hf.probe import check_carried, check_own_keys, observe
 
 
 def fitting_shapes(
-    model: nn.Module, layers: tuple[RotaryLayer, ...], encoding: Encoding, made: Mapping[int, RotaryModule]
+    model: nn.Module,
+    layers: tuple[RotaryLayer, ...],
+    encoding: Encoding,
+    made: Mapping[int, EncodingModule],
+    carried: frozenset[int] = frozenset(),
 ) -> dict[int, LayerShape]:
     """What each rotating layer hands its rotation; refuses a model or an encoding that doesn't fit.
+
+    In `carried` layers content reaches attention with its positions.
 
     Raises:
         UnsupportedModelError: the seam can't serve the model, or can't give its heads keys of their own.
@@ -33,12 +40,15 @@ def fitting_shapes(
             _check_size(layer, made[layer.index], shapes[layer.index])
             _check_heads(layer, made[layer.index], shapes[layer.index])
     own = {
-        index: made[index]
+        index: module
         for index, shape in shapes.items()
-        if made[index].own_keys(shape.num_heads, shape.num_kv_heads)
+        if isinstance(module := made[index], RotaryModule) and module.own_keys(shape.num_heads, shape.num_kv_heads)
     }
-    if own and observed is not None:
-        check_own_keys(model, layers, own)
+    if observed is not None:
+        if own:
+            check_own_keys(model, layers, own)
+        if carried:
+            check_carried(model, layers, shapes)
     return shapes
 
 
@@ -55,7 +65,11 @@ def _check_selected_layers(encoding: Encoding, known: set[int], rotating: set[in
                 raise ArgumentError("heads", (layer, head), remedy)
 
 
-def _check_size(layer: RotaryLayer, module: RotaryModule, shape: LayerShape) -> None:
+def _check_size(layer: RotaryLayer, module: EncodingModule, shape: LayerShape) -> None:
+    if isinstance(module, PoPEModule):
+        _check_polar(layer, module, shape)
+    if isinstance(module, BiasModule) and module.num_heads != shape.num_heads:
+        raise ArgumentError("num_heads", module.num_heads, f"layer {layer.index} has {shape.num_heads} query heads")
     rope = _rope_of(module)
     if rope is None:
         return
@@ -69,7 +83,18 @@ def _check_size(layer: RotaryLayer, module: RotaryModule, shape: LayerShape) -> 
         )
 
 
-def _check_heads(layer: RotaryLayer, module: RotaryModule, shape: LayerShape) -> None:
+def _check_polar(layer: RotaryLayer, module: PoPEModule, shape: LayerShape) -> None:
+    pope = module.encoding
+    if pope.head_dim != layer.rope.head_dim:
+        raise ArgumentError(
+            "head_dim", pope.head_dim, f"layer {layer.index} has heads of {layer.rope.head_dim} channels"
+        )
+    attended = shape.num_kv_heads if shape.attended_kv_heads is None else shape.attended_kv_heads
+    if pope.num_kv_heads != attended:
+        raise ArgumentError("num_kv_heads", pope.num_kv_heads, f"layer {layer.index} has {attended} key heads")
+
+
+def _check_heads(layer: RotaryLayer, module: EncodingModule, shape: LayerShape) -> None:
     if not isinstance(module, DoPEModule):
         return
     kind, dope = type(layer.module).__name__, module.dope
@@ -89,10 +114,13 @@ def _check_heads(layer: RotaryLayer, module: RotaryModule, shape: LayerShape) ->
         )
 
 
-def _rope_of(module: RotaryModule) -> RoPE | None:
+def _rope_of(module: EncodingModule) -> RoPE | None:
     if isinstance(module, DoPEModule):
         return module.config
-    return module.encoding if isinstance(module, RoPEModule) else None
+    if isinstance(module, RoPEModule):
+        return module.encoding
+    rope = getattr(module, "rope", None)
+    return rope if isinstance(rope, RoPE) else None
 
 
 def _declared(layer: RotaryLayer) -> LayerShape:

@@ -8,15 +8,19 @@ from typing import Any
 
 from torch import nn
 
-from ropewalk.encodings.base import Encoding
+from ropewalk.encodings.base import AbsoluteModule, Encoding, EncodingModule
 from ropewalk.encodings.model_rotation import RotaryLayer, layer_forward
+from ropewalk.errors import UnsupportedModelError
 from ropewalk.functions import rebind
-from ropewalk.hf.own_keys import ATTENTION, OwnKeyForward
+from ropewalk.hf.content import SUBMODULE
+from ropewalk.hf.own_keys import ATTENTION, OwnKeyAttention, OwnKeyForward
 from ropewalk.hf.step import PositionGiver
+from ropewalk.hf.tokens import add_to_tokens
 from ropewalk.hf.when import Switch
 
 _HOOKED = "_old_forward"  # where accelerate's hooks keep the forward that they wrap
 _HANDLE = "_ropewalk_handle"
+CONFIG = "position_encoding"  # the entry of a model's config that says which encoding it has
 
 # For a layer: the global names of its forward that mean something else, and what.
 Names = Callable[[RotaryLayer], Mapping[str, Any]]
@@ -33,12 +37,22 @@ class Handle:
         self._model = model
         self._switch = switch
         self._changes: list[_Change] = []
+        self._hooks: list[Any] = []
+        self._holders: list[nn.Module] = []
+        self._config: Any = None
 
     def remove(self) -> None:
         """Undo the installation; a second call does nothing."""
         for change in reversed(self._changes):
             change.undo()
-        self._changes = []
+        for hook in self._hooks:
+            hook.remove()
+        for layer in self._holders:
+            delattr(layer, SUBMODULE)
+        self._changes, self._hooks, self._holders = [], [], []
+        if self._config is not None and CONFIG in self._config.__dict__:
+            delattr(self._config, CONFIG)
+        self._config = None
         self._switch.disconnect()
         if self._model.__dict__.get(_HANDLE) is self:
             del self._model.__dict__[_HANDLE]
@@ -46,6 +60,23 @@ class Handle:
     def add(self, owner: nn.Module, name: str, value: Any) -> None:
         """Set an attribute and remember how it was."""
         self._changes.append(_Change(owner, name, value))
+
+    def hold(self, layer: nn.Module, module: EncodingModule) -> None:
+        """Make a module that learns a part of its attention layer."""
+        if hasattr(layer, SUBMODULE):
+            raise UnsupportedModelError(f"{type(layer).__name__} has a {SUBMODULE!r} of its own")
+        layer.add_module(SUBMODULE, module)
+        self._holders.append(layer)
+
+    def hook(self, hook: Any) -> None:
+        """Keep a hook's handle, to remove it with the rest."""
+        self._hooks.append(hook)
+
+    def tell_config(self) -> None:
+        """Let the model's config say which encoding it has, so that a saved model can be loaded with it."""
+        self._config = getattr(self._model, "config", None)
+        if self._config is not None and self.encoding is not None:
+            setattr(self._config, CONFIG, self.encoding.to_dict())
 
     def __enter__(self) -> Handle:
         return self
@@ -74,25 +105,51 @@ def put(
     names: Names,
     switch: Switch,
     encoding: Encoding | None = None,
+    modules: Mapping[int, EncodingModule] | None = None,
 ) -> Handle:
-    """Make the changes; whatever happens midway, none of them stays."""
+    """Make the changes; whatever happens midway, none of them stays.
+
+    Of `modules`, by layer, those that learn become submodules of their layers; one that is added to the token vectors
+    gets a hook before the first decoder block.
+    """
     handle = Handle(model, encoding, switch)
+    modules = modules or {}
     try:
         for rotary in {id(layer.rotary): layer.rotary for layer in layers}.values():
             handle.add(rotary, "forward", PositionGiver(switch))
         for layer in layers:
             changed = names(layer)
             copy: Any = types.MethodType(rebind(layer_forward(layer.module), changed), layer.module)
-            if ATTENTION in changed:
+            if isinstance(changed.get(ATTENTION), OwnKeyAttention):
                 copy = OwnKeyForward(copy, layer.index)
             handle.add(layer.module, _HOOKED if _HOOKED in layer.module.__dict__ else "forward", copy)
+        for module in learning(layers, modules):
+            handle.hold(*module)
+        first = modules.get(layers[0].index)
+        if isinstance(first, AbsoluteModule):
+            handle.hook(add_to_tokens(model, layers[0].module, first))
         switch.connect()
     except BaseException:
         handle.remove()
         raise
     if encoding is not None:
         model.__dict__[_HANDLE] = handle
+        handle.tell_config()
     return handle
+
+
+def learning(
+    layers: tuple[RotaryLayer, ...], modules: Mapping[int, EncodingModule]
+) -> list[tuple[nn.Module, EncodingModule]]:
+    """(layer, module) for each module with parameters; one for the token vectors belongs to the first layer alone."""
+    found = []
+    for layer in layers:
+        module = modules.get(layer.index)
+        if module is None or next(module.parameters(), None) is None:
+            continue
+        if not isinstance(module, AbsoluteModule) or layer is layers[0]:
+            found.append((layer.module, module))
+    return found
 
 
 class _Change:

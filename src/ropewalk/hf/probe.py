@@ -10,17 +10,19 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ropewalk.encodings.base import RotaryModule
+from ropewalk.encodings.base import EncodingModule, RotaryModule
 from ropewalk.encodings.model_rotation import APPLY, RotaryLayer
 from ropewalk.errors import UnsupportedModelError
 from ropewalk.hf.echo import EchoModule, LayerShape, WatchingAttention, WatchingEncoder
 from ropewalk.hf.encoder import LayerEncoder
 from ropewalk.hf.handle import put
 from ropewalk.hf.own_keys import ATTENTION, OwnKeyAttention
+from ropewalk.hf.parts import Parts
 from ropewalk.hf.when import Switch
 
 _TOKENS = 6
 _shapes: weakref.WeakKeyDictionary[nn.Module, dict[int, LayerShape]] = weakref.WeakKeyDictionary()
+_carrying: weakref.WeakSet[nn.Module] = weakref.WeakSet()
 _own_key_layers: weakref.WeakKeyDictionary[nn.Module, set[int]] = weakref.WeakKeyDictionary()
 
 
@@ -80,6 +82,28 @@ def check_own_keys(model: nn.Module, layers: tuple[RotaryLayer, ...], made: Mapp
         "use scope='kv_group'",
     )
     _own_key_layers[model] |= set(made)
+
+
+def check_carried(model: nn.Module, layers: tuple[RotaryLayer, ...], shapes: Mapping[int, LayerShape]) -> None:
+    """Refuse a model whose queries and keys can't reach attention as content with their positions beside.
+
+    The model's own rotation, put in where attention happens, must change nothing.
+
+    Raises:
+        UnsupportedModelError: the pass differs from one without the seam, or fails; the model is left as it was.
+    """
+    if model in _carrying:
+        return
+    own: dict[int, EncodingModule] = {layer.index: layer.rope.module() for layer in layers}
+    plain = {layer.index: layer.rope.module() for layer in layers}
+    parts = Parts(own, plain, shapes, frozenset(own))
+    _compare(
+        model,
+        lambda: put(model, layers, parts.of, Switch(model)),
+        "content that carries its positions",
+        "it can have rotations only",
+    )
+    _carrying.add(model)
 
 
 def _compare(model: nn.Module, changed: Callable[[], AbstractContextManager[Any]], what: str, remedy: str) -> None:

@@ -1,0 +1,127 @@
+"""`attend`: attention of any encoding, each by the kernel that suits it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ropewalk.attention.scored import attend_biased, attend_scored
+from ropewalk.attention.vectors import attend_vectors
+from ropewalk.attention.visible import Visible, check_mask
+from ropewalk.encodings.base import BiasModule, Encoding, EncodingModule, RotaryModule, ScoreModule
+from ropewalk.encodings.positions import Positions, is_run, of_queries_and_keys
+from ropewalk.errors import ArgumentError
+
+
+def attend(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    encoding: Encoding | EncodingModule | None = None,
+    positions: Positions | None = None,
+    causal: bool = True,
+    bias: Tensor | None = None,
+    scale: float | None = None,
+    mask: Tensor | None = None,
+    window: int | None = None,
+    dropout: float = 0.0,
+) -> Tensor:
+    """Attention with a positional encoding: (B, H, N, E) for q (B, H, N, d), k (B, G, M, d), v (B, G, M, E).
+
+    No matrix of all N x M scores is kept in memory, forward or backward; kinds that need every score get them a block
+    of queries at a time.
+
+    Args:
+        q, k, v: queries, keys and values; G divides H, and query head h reads key head h // (H // G). E may differ
+            from d.
+        encoding: a config or its module; None: no encoding. Give the module to train its parameters.
+        positions: integers (N,) or (B, N), or a pair (of queries, of keys); by default 0..M-1 for the keys, of which
+            the queries are the last N.
+        causal: the queries are the last N of the M tokens, and each sees itself and what comes before.
+        bias: numbers added to the scores, broadcastable to (B, H, N, M).
+        scale: of the dot products; d^(-1/2) when None.
+        mask: bool (True: may be seen) or numbers added to the scores, broadcastable to (B, H, N, M). A query that may
+            see no key gets zeros.
+        window: with `causal`, each query sees the last `window` keys alone, itself among them.
+        dropout: probability with which a weight becomes 0; for training.
+
+    Raises:
+        ArgumentError: shapes, positions or a mask that don't fit, or an encoding that acts elsewhere than in attention.
+    """
+    _check_shapes(q, k, v, causal, window, dropout)
+    shape = (q.shape[0], q.shape[1], q.shape[2], k.shape[2])
+    both = _one_mask(check_mask("mask", mask, shape), check_mask("bias", bias, shape))
+    visible = Visible(q.shape[2], k.shape[2], causal, window, both)
+    scale = q.shape[-1] ** -0.5 if scale is None else float(scale)
+    module = _module(encoding)
+    if module is None:
+        return attend_vectors(q, k, v, visible, scale, dropout)
+    pair = _positions(positions, q, k, causal)
+    if isinstance(module, RotaryModule):
+        encoded_q, encoded_k = module(q, k, pair)
+        if encoded_k.shape[1] != k.shape[1]:
+            encoded_k, v = _with_own_keys(module, encoded_k, v, q.shape[1])
+        return attend_vectors(encoded_q, encoded_k, v, visible, scale, dropout)
+    of_queries, of_keys = (p if p.dim() == 2 else p[None] for p in pair)
+    if isinstance(module, BiasModule):
+        if module.num_heads != q.shape[1]:
+            raise ArgumentError("num_heads", module.num_heads, f"the queries have {q.shape[1]} heads")
+        counts_up = positions is None or is_run(of_queries, of_keys)
+        return attend_biased(module, q, k, v, (of_queries, of_keys), visible, scale, dropout, counts_up)
+    if isinstance(module, ScoreModule):
+        return attend_scored(module, q, k, v, (of_queries, of_keys), visible, scale, dropout)
+    remedy = "it is added to the token vectors, not used in attention: add module.embed(positions) to those"
+    raise ArgumentError("encoding", type(module).__name__, remedy)
+
+
+def _module(encoding: Any) -> EncodingModule | None:
+    made = encoding.module() if isinstance(encoding, Encoding) else encoding
+    if made is not None and not isinstance(made, EncodingModule):
+        raise ArgumentError("encoding", type(made).__name__, "give an encoding such as PoPE(...), its module, or None")
+    return made
+
+
+def _check_shapes(q: Tensor, k: Tensor, v: Tensor, causal: bool, window: int | None, dropout: float) -> None:
+    for name, x in (("q", q), ("k", k), ("v", v)):
+        if not isinstance(x, Tensor) or x.dim() != 4:
+            shape = tuple(x.shape) if isinstance(x, Tensor) else type(x).__name__
+            raise ArgumentError(f"{name}.shape", shape, "give (batch, heads, tokens, channels)")
+    if k.shape[0] != q.shape[0] or k.shape[-1] != q.shape[-1]:
+        raise ArgumentError("k.shape", tuple(k.shape), f"batch and channels must be those of q, {tuple(q.shape)}")
+    if v.shape[:3] != k.shape[:3]:
+        raise ArgumentError("v.shape", tuple(v.shape), f"batch, heads and tokens must be those of k, {tuple(k.shape)}")
+    if k.shape[1] == 0 or q.shape[1] % k.shape[1]:
+        raise ArgumentError("k.shape[1]", k.shape[1], f"key heads must divide the {q.shape[1]} query heads")
+    if causal and q.shape[2] > k.shape[2]:
+        remedy = f"with causal=True the queries are the last of the tokens, but there are only {k.shape[2]} keys"
+        raise ArgumentError("q.shape[2]", q.shape[2], remedy)
+    if window is not None and (isinstance(window, bool) or not isinstance(window, int) or window < 1 or not causal):
+        raise ArgumentError("window", window, "give a positive number of keys, with causal=True")
+    if not 0.0 <= dropout < 1.0:
+        raise ArgumentError("dropout", dropout, "give a probability from 0 to below 1")
+
+
+def _one_mask(mask: Tensor | None, bias: Tensor | None) -> Tensor | None:
+    if mask is None or bias is None:
+        return bias if mask is None else mask
+    return bias.masked_fill(~mask, float("-inf")) if mask.dtype == torch.bool else bias + mask
+
+
+def _positions(positions: Positions | None, q: Tensor, k: Tensor, causal: bool) -> tuple[Tensor, Tensor]:
+    """The positions of queries and keys, checked."""
+    if positions is None:
+        of_keys = torch.arange(k.shape[2], device=k.device)
+        first = k.shape[2] - q.shape[2] if causal or q.shape[2] <= k.shape[2] else 0
+        return torch.arange(first, first + q.shape[2], device=q.device), of_keys
+    return of_queries_and_keys(positions, q, k)
+
+
+def _with_own_keys(module: RotaryModule, encoded: Tensor, v: Tensor, num_heads: int) -> tuple[Tensor, Tensor]:
+    """One key and one value a query head, where some query heads have keys of their own after the shared ones."""
+    groups = v.shape[1]
+    readers = dict(module.own_keys(num_heads, groups))
+    size = num_heads // groups
+    of_key = [groups + readers[head] if head in readers else head // size for head in range(num_heads)]
+    return encoded[:, of_key], v.repeat_interleave(size, dim=1)

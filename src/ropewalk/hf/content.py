@@ -1,0 +1,188 @@
+"""Encodings that act where attention happens: queries and keys reach it as content, with their positions beside.
+
+A cache then holds content: keys that no rotation has touched, or PoPE's magnitudes. A changed length rule is exact for
+keys already cached, and PoPE keeps d numbers a key.
+"""
+
+from __future__ import annotations
+
+from typing import Any, TypeGuard
+
+from torch import Tensor, nn
+
+from ropewalk.attention.folded import MOST_QUERIES, attend_folded
+from ropewalk.attention.scored import attend_biased, attend_scored
+from ropewalk.attention.vectors import attend_vectors
+from ropewalk.attention.visible import Visible
+from ropewalk.encodings.base import BiasModule, EncodingModule, RotaryModule, ScoreModule
+from ropewalk.encodings.pope import PoPEModule
+from ropewalk.encodings.positions import is_run
+from ropewalk.errors import ArgumentError, UnsupportedModelError
+from ropewalk.hf.carried import channels, with_positions, without_positions
+from ropewalk.hf.encoder import LayerEncoder, follow
+from ropewalk.hf.key_tables import KeyTables
+from ropewalk.hf.own_keys import AttentionFunction, AttentionRegistry, OwnKeyAttention
+from ropewalk.hf.step import StepTables
+
+# The name under which a layer holds a module that learns.
+SUBMODULE = "position_encoding"
+EAGER, SDPA, FLEX = "eager", "sdpa", "flex_attention"
+
+
+class ContentEncoder(LayerEncoder):
+    """In place of `apply_rotary_pos_emb`: leaves content as it is and lets positions travel with it."""
+
+    def __init__(self, module: EncodingModule, plain: RotaryModule):
+        super().__init__(plain, plain)
+        self._encoding = module
+
+    def __call__(
+        self,
+        q: Tensor,
+        k: Tensor,
+        positions: Tensor,
+        step: StepTables,
+        *args: Any,
+        unsqueeze_dim: int = 1,
+        **kwargs: Any,
+    ) -> tuple[Tensor, Tensor]:
+        """Queries and keys with their positions as further channels; in a plain step rotated as the model does."""
+        if not isinstance(step, StepTables) or not step.is_active:
+            return super().__call__(q, k, positions, step, *args, unsqueeze_dim=unsqueeze_dim, **kwargs)
+        if unsqueeze_dim == 2:  # heads after tokens, as a few architectures keep them
+            q, k = self(q.transpose(1, 2), k.transpose(1, 2), positions, step)
+            return q.transpose(1, 2), k.transpose(1, 2)
+        positions = positions.to(q.device)
+        stored = self._encoding.stored(k) if _stores_early(self._encoding, k.shape[-1]) else k
+        return with_positions(q, positions), with_positions(stored, positions)
+
+
+class ContentAttention(AttentionRegistry):
+    """Attention in a layer whose queries and keys come as content with their positions.
+
+    Args:
+        registry: transformers' attention functions.
+        module: the layer's encoding; one that learns is looked up in the layer itself, where copies of a model have
+            their own.
+        head_dim: channels a head at attention.
+        handed: how many of them the layer hands its rotation; the positions come after those.
+        tables: shared by all layers with the same schedule; None for kinds that have no tables.
+    """
+
+    def __init__(self, registry: Any, module: EncodingModule, head_dim: int, handed: int, tables: KeyTables | None):
+        super().__init__(registry)
+        self._module, self._head_dim, self._handed, self._tables = module, head_dim, handed, tables
+
+    def wrapped(self, attention: AttentionFunction, name: str) -> AttentionFunction:
+        def attend(
+            layer: nn.Module,
+            query: Tensor,
+            key: Tensor,
+            value: Tensor,
+            attention_mask: Any = None,
+            *args: Any,
+            **kwargs: Any,
+        ) -> tuple[Tensor, Tensor | None]:
+            if query.shape[-1] != self._head_dim + channels(query.dtype):  # a plain step
+                return attention(layer, query, key, value, attention_mask, *args, **kwargs)
+            module: EncodingModule = getattr(layer, SUBMODULE, self._module)
+            if attention_mask is None and 1 < query.shape[2] < key.shape[2]:
+                # No mask means that query n sees keys 0 to n: the rest is free room of a preallocated cache.
+                key, value = key[:, :, : query.shape[2]], value[:, :, : query.shape[2]]
+            q, of_queries = without_positions(query, self._handed)
+            k, of_keys = without_positions(key, self._handed)
+            if isinstance(module, PoPEModule) and not _stores_early(module, self._handed):
+                k = module.stored(k)
+            follow(module, q.device)
+            if self._tables is not None:
+                assert isinstance(module, RotaryModule)
+                tables = self._tables.of(module, of_queries, q.dtype), self._tables.of(module, of_keys, k.dtype)
+                if not isinstance(module, PoPEModule):
+                    q, k = module.encode(q, k, (of_queries, of_keys), tables)
+                    inner = OwnKeyAttention(None, module).wrapped(attention, name)
+                    return inner(layer, q, k, value, attention_mask, *args, **kwargs)
+            call = Call(layer, name, attention, attention_mask, kwargs, q, k, value)
+            if isinstance(module, PoPEModule):
+                return call.polar(module, (of_queries, of_keys), tables)
+            if isinstance(module, BiasModule):
+                return call.biased(module, (of_queries, of_keys))
+            assert isinstance(module, ScoreModule)
+            return call.scored(module, (of_queries, of_keys))
+
+        return attend
+
+
+class Call:
+    """One call of a layer's attention: content, and what the model says of mask, scale and dropout."""
+
+    def __init__(
+        self,
+        layer: nn.Module,
+        name: str,
+        attention: AttentionFunction,
+        mask: Any,
+        options: dict[str, Any],
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+    ):
+        self._layer, self._name, self._attention, self._mask, self._options = layer, name, attention, mask, options
+        self._q, self._k, self._v = q, k, v
+        scale = options.get("scaling")
+        self.scale = q.shape[-1] ** -0.5 if scale is None else float(scale)
+        self.dropout = float(options.get("dropout") or 0.0)
+
+    def polar(self, module: PoPEModule, positions: tuple[Tensor, Tensor], tables: Any) -> tuple[Tensor, Tensor | None]:
+        """PoPE: a few queries folded over cached magnitudes, more with all phases put in for the moment."""
+        q, k, v = self._q, self._k, self._v
+        if self._name == SDPA and q.shape[2] <= MOST_QUERIES < k.shape[2] and not self.dropout:
+            return _output(attend_folded(module, q, k, v, tables, self._visible("PoPE"), self.scale))
+        encoded_q, encoded_k = module.encode_stored(q, k, positions, tables)
+        if self._name in (EAGER, FLEX):
+            options = {**self._options, "scaling": self.scale}
+            return self._attention(self._layer, encoded_q, encoded_k, v, self._mask, **options)
+        return _output(attend_vectors(encoded_q, encoded_k, v, self._visible("PoPE"), self.scale, self.dropout))
+
+    def biased(self, module: BiasModule, positions: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor | None]:
+        """A bias on the scores, beside the model's mask."""
+        of_queries, of_keys = positions
+        if module.num_heads != self._q.shape[1]:
+            raise ArgumentError("num_heads", module.num_heads, f"the layer has {self._q.shape[1]} query heads")
+        if self._name == EAGER:
+            bias = module.bias(of_queries, of_keys).to(self._q.dtype)
+            mask = bias if self._mask is None else bias + self._mask
+            return self._attention(self._layer, self._q, self._k, self._v, mask, **self._options)
+        visible = self._visible("a bias on the scores")
+        counts_up = is_run(of_queries, of_keys)
+        q, k, v = self._q, self._k, self._v
+        return _output(attend_biased(module, q, k, v, positions, visible, self.scale, self.dropout, counts_up))
+
+    def scored(self, module: ScoreModule, positions: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor | None]:
+        """Scores of the encoding's own; no weights are handed back, as no matrix of them is made."""
+        visible = self._visible("scores of its own", EAGER)
+        return _output(attend_scored(module, self._q, self._k, self._v, positions, visible, self.scale, self.dropout))
+
+    def _visible(self, what: str, *also: str) -> Visible:
+        """The model's mask as our kernels take it; refuses what they can't serve."""
+        if self._name not in (SDPA, *also):
+            remedy = f"{what} needs attn_implementation {SDPA!r} or {EAGER!r}: model.set_attn_implementation({SDPA!r})"
+            raise ArgumentError("attn_implementation", self._name, remedy)
+        for option in ("softcap", "s_aux"):
+            if self._options.get(option) is not None:
+                raise UnsupportedModelError(f"{type(self._layer).__name__} uses {option}, not served with {what}")
+        queries, keys = self._q.shape[2], self._k.shape[2]
+        if self._mask is not None:
+            return Visible(queries, keys, causal=False, mask=self._mask)
+        is_causal = self._options.get("is_causal")
+        causal = getattr(self._layer, "is_causal", True) if is_causal is None else is_causal
+        return Visible(queries, keys, causal=bool(causal) and queries > 1)
+
+
+def _output(out: Tensor) -> tuple[Tensor, None]:
+    """(B, H, N, E) as transformers' attention functions give it, (B, N, H, E)."""
+    return out.transpose(1, 2).contiguous(), None
+
+
+def _stores_early(module: EncodingModule, handed: int) -> TypeGuard[PoPEModule]:
+    """Whether a layer hands over enough channels to make magnitudes before the cache."""
+    return isinstance(module, PoPEModule) and handed >= module.encoding.width
