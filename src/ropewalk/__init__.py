@@ -12,15 +12,25 @@ if TYPE_CHECKING:
     from ropewalk.analysis.measure import measure as measure
     from ropewalk.analysis.statistics import Statistics as Statistics
     from ropewalk.attention.attend import attend as attend
+    from ropewalk.encodings.absolute import Learned as Learned
+    from ropewalk.encodings.absolute import Sinusoidal as Sinusoidal
     from ropewalk.encodings.alibi import ALiBi as ALiBi
+    from ropewalk.encodings.dape import DAPE as DAPE
+    from ropewalk.encodings.dape_v2 import DAPEv2 as DAPEv2
     from ropewalk.encodings.dope import DoPE as DoPE
+    from ropewalk.encodings.drope import DroPE as DroPE
+    from ropewalk.encodings.dual_chunk import DualChunk as DualChunk
     from ropewalk.encodings.fire import FIRE as FIRE
     from ropewalk.encodings.kerple import KERPLE as KERPLE
     from ropewalk.encodings.nope import NoPE as NoPE
     from ropewalk.encodings.per_layer import PerLayer as PerLayer
     from ropewalk.encodings.pope import PoPE as PoPE
+    from ropewalk.encodings.rerope import ReRoPE as ReRoPE
     from ropewalk.encodings.rope import RoPE as RoPE
+    from ropewalk.encodings.rope_plus_plus import RoPEPlusPlus as RoPEPlusPlus
+    from ropewalk.encodings.self_extend import SelfExtend as SelfExtend
     from ropewalk.encodings.t5 import T5Bias as T5Bias
+    from ropewalk.encodings.xpos import XPos as XPos
     from ropewalk.frequencies import NTK as NTK
     from ropewalk.frequencies import CoPE as CoPE
     from ropewalk.frequencies import DynamicNTK as DynamicNTK
@@ -37,6 +47,7 @@ if TYPE_CHECKING:
     from ropewalk.hf.plan import Plan as Plan
     from ropewalk.hf.seam import install as install
     from ropewalk.hf.seam import installed as installed
+    from ropewalk.training.drope import DropSchedule as DropSchedule
 
 __version__ = "0.1.0"
 
@@ -56,6 +67,17 @@ _HOMES = {
     "load": "hf.loading",
     "load_model": "hf.loading",
     "ALiBi": "encodings.alibi",
+    "SelfExtend": "encodings.self_extend",
+    "ReRoPE": "encodings.rerope",
+    "DualChunk": "encodings.dual_chunk",
+    "Sinusoidal": "encodings.absolute",
+    "Learned": "encodings.absolute",
+    "DroPE": "encodings.drope",
+    "DropSchedule": "training.drope",
+    "DAPE": "encodings.dape",
+    "DAPEv2": "encodings.dape_v2",
+    "XPos": "encodings.xpos",
+    "RoPEPlusPlus": "encodings.rope_plus_plus",
     "T5Bias": "encodings.t5",
     "KERPLE": "encodings.kerple",
     "FIRE": "encodings.fire",

@@ -22,6 +22,7 @@ from ropewalk.evaluation.candidates import (
 from ropewalk.evaluation.halving import halve
 from ropewalk.evaluation.likelihood import short_cost, short_lengths
 from ropewalk.evaluation.read import Reader
+from ropewalk.evaluation.remaps import is_rotation, remap_candidates
 from ropewalk.evaluation.score import Answer, PairedDifference, paired_difference
 from ropewalk.evaluation.store import Store
 from ropewalk.evaluation.sweep import Done, Sweep
@@ -31,6 +32,8 @@ from ropewalk.tasks.needle import NeedleTask
 # Shares of the time that is left after the first measurements.
 RULES_SHARE, DOPE_SHARE = 0.40, 0.27
 DOPE_FIRST, FINAL_FIRST = 100, 1000
+# The position remaps come after so many rules and factors: they take longer, having no kernel of torch's.
+REMAPS_AT = 6
 # Nats a token. With many prompts even a difference that nobody would notice is beyond chance.
 LEAST_GAIN = 0.01
 MOST_FINAL_PROMPTS, LEAST_FINAL_MEASUREMENTS = 24, 6
@@ -88,6 +91,7 @@ class Outcome:
     short: dict[str, dict[int, tuple[float, float, float]]] = field(default_factory=dict)
     plain: Candidate | None = None
     best_rule: Candidate | None = None
+    dope_rule: Candidate | None = None
     best_dope: Candidate | None = None
     winner: Candidate | None = None
 
@@ -98,8 +102,8 @@ class Outcome:
     def in_search(self) -> PairedDifference:
         """The paired difference of the best DoPE plan to its rule, on the search's prompts that both have seen."""
         answers = {candidate.name: found for candidate, found in self.dope}
-        assert self.best_dope is not None and self.best_rule is not None
-        plan, rule = answers[self.best_dope.name], answers[self.best_rule.name]
+        assert self.best_dope is not None and self.dope_rule is not None
+        plan, rule = answers[self.best_dope.name], answers[self.dope_rule.name]
         shared = {a.prompt for a in plan} & {a.prompt for a in rule}
         return paired_difference([a for a in plan if a.prompt in shared], [a for a in rule if a.prompt in shared])
 
@@ -145,17 +149,21 @@ def extend(
     reserve = 2 * unit + short_cost_seconds(store, job)
 
     rules = rule_candidates(own, job.original_length, job.target_length, stretched)
+    rules[REMAPS_AT:REMAPS_AT] = remap_candidates(model, own, job.original_length, job.target_length, stretched)
     units = int((clock.left - reserve) * RULES_SHARE / unit)
     found = halve(sweep, "rules", rules, task, max(3, units))
     outcome.rules = [*found, (outcome.plain, beyond["plain"])]
     outcome.best_rule = found[0][0]
+    # DoPE takes rotations away, so it needs a rule on one rotation; a remap has several.
+    rule = next(c for c, _ in found if is_rotation(c.encoding))
+    outcome.dope_rule = rule
 
-    statistics = calibrate(model, tokenizer, search_text, job.target_length, outcome.best_rule, store, on_start)
-    scope = serving_scope(model, outcome.best_rule, statistics)
-    plans = dope_candidates(outcome.best_rule, statistics, job.original_length, scope=scope)
+    statistics = calibrate(model, tokenizer, search_text, job.target_length, rule, store, on_start)
+    scope = serving_scope(model, rule, statistics)
+    plans = dope_candidates(rule, statistics, job.original_length, scope=scope)
     units = int((clock.left - reserve) * DOPE_SHARE / (1 - RULES_SHARE) / unit)
-    outcome.dope = halve(sweep, "dope", [outcome.best_rule, *plans], task, max(3, units), DOPE_FIRST)
-    outcome.best_dope = next(c for c, _ in outcome.dope if c is not outcome.best_rule)
+    outcome.dope = halve(sweep, "dope", [rule, *plans], task, max(3, units), DOPE_FIRST)
+    outcome.best_dope = next(c for c, _ in outcome.dope if c is not rule)
 
     arms = [outcome.plain, outcome.best_rule]
     # A plan that is behind its rule on the prompts that chose it isn't worth the judgement's time.

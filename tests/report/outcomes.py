@@ -35,7 +35,7 @@ def outcome(
 ) -> Outcome:
     """An outcome with these mean NLLs in the judgement."""
     job = Job(target, original, text_of("Some text.", "kjv"))
-    made = Outcome(job, plain=PLAIN, best_rule=RULE, best_dope=DOPE)
+    made = Outcome(job, plain=PLAIN, best_rule=RULE, dope_rule=RULE, best_dope=DOPE)
     made.at_original = answers(0.5, 4, 1, "at original")
     made.rules = [(RULE, answers(rule, 8, 2, "search")), (PLAIN, answers(plain, 2, 1, "search"))]
     made.dope = [(DOPE, answers(dope, 9, 2, "dope")), (RULE, answers(rule, 8, 1, "dope"))]

@@ -1,5 +1,43 @@
 """The encodings, one file each; importing this package fills the registry."""
 
-from ropewalk.encodings import alibi, dope, fire, kerple, nope, per_layer, pope, rope, t5
+from ropewalk.encodings import (
+    absolute,
+    alibi,
+    dape,
+    dape_v2,
+    dope,
+    drope,
+    dual_chunk,
+    fire,
+    kerple,
+    nope,
+    per_layer,
+    pope,
+    rerope,
+    rope,
+    rope_plus_plus,
+    self_extend,
+    t5,
+    xpos,
+)
 
-__all__ = ["alibi", "dope", "fire", "kerple", "nope", "per_layer", "pope", "rope", "t5"]
+__all__ = [
+    "absolute",
+    "alibi",
+    "dape",
+    "dape_v2",
+    "dope",
+    "drope",
+    "dual_chunk",
+    "fire",
+    "kerple",
+    "nope",
+    "per_layer",
+    "pope",
+    "rerope",
+    "rope",
+    "rope_plus_plus",
+    "self_extend",
+    "t5",
+    "xpos",
+]

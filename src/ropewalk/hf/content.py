@@ -29,6 +29,34 @@ SUBMODULE = "position_encoding"
 EAGER, SDPA, FLEX = "eager", "sdpa", "flex_attention"
 
 
+def layer_module(layer: nn.Module, module: EncodingModule) -> EncodingModule:
+    """The encoding that a layer uses: the one it holds, where it learns, else `module`.
+
+    PEFT's `modules_to_save` puts a wrapper in its place, with a trained copy for each adapter.
+    """
+    found: Any = getattr(layer, SUBMODULE, module)
+    if not isinstance(found, EncodingModule):
+        adapter = next(iter(found.active_adapters), None)
+        is_off = found.disable_adapters or adapter not in found.modules_to_save
+        found = found.original_module if is_off else found.modules_to_save[adapter]
+        assert isinstance(found, EncodingModule)
+    return found
+
+
+def check_implementation(module: EncodingModule, name: str | None) -> None:
+    """Refuse an attention implementation through which this kind of encoding can't go; rotations can through any."""
+    if isinstance(module, PoPEModule):
+        served: tuple[str, ...] = (SDPA, EAGER, FLEX)
+    elif isinstance(module, (BiasModule, ScoreModule)):
+        served = (SDPA, EAGER)
+    else:
+        return
+    if (name or EAGER) not in served:
+        kind = type(module).__name__.removesuffix("Module")
+        remedy = f"{kind} can't go through it; model.set_attn_implementation({SDPA!r}) first (served: {', '.join(served)})"
+        raise ArgumentError("attn_implementation", name, remedy)
+
+
 class ContentEncoder(LayerEncoder):
     """In place of `apply_rotary_pos_emb`: leaves content as it is and lets positions travel with it."""
 
@@ -85,7 +113,8 @@ class ContentAttention(AttentionRegistry):
         ) -> tuple[Tensor, Tensor | None]:
             if query.shape[-1] != self._head_dim + channels(query.dtype):  # a plain step
                 return attention(layer, query, key, value, attention_mask, *args, **kwargs)
-            module: EncodingModule = getattr(layer, SUBMODULE, self._module)
+            module = layer_module(layer, self._module)
+            check_implementation(module, name)
             if attention_mask is None and 1 < query.shape[2] < key.shape[2]:
                 # No mask means that query n sees keys 0 to n: the rest is free room of a preallocated cache.
                 key, value = key[:, :, : query.shape[2]], value[:, :, : query.shape[2]]
@@ -101,7 +130,7 @@ class ContentAttention(AttentionRegistry):
                     q, k = module.encode(q, k, (of_queries, of_keys), tables)
                     inner = OwnKeyAttention(None, module).wrapped(attention, name)
                     return inner(layer, q, k, value, attention_mask, *args, **kwargs)
-            call = Call(layer, name, attention, attention_mask, kwargs, q, k, value)
+            call = Call(layer, name or EAGER, attention, attention_mask, kwargs, q, k, value)
             if isinstance(module, PoPEModule):
                 return call.polar(module, (of_queries, of_keys), tables)
             if isinstance(module, BiasModule):
@@ -159,14 +188,11 @@ class Call:
 
     def scored(self, module: ScoreModule, positions: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor | None]:
         """Scores of the encoding's own; no weights are handed back, as no matrix of them is made."""
-        visible = self._visible("scores of its own", EAGER)
+        visible = self._visible("scores of its own")
         return _output(attend_scored(module, self._q, self._k, self._v, positions, visible, self.scale, self.dropout))
 
-    def _visible(self, what: str, *also: str) -> Visible:
+    def _visible(self, what: str) -> Visible:
         """The model's mask as our kernels take it; refuses what they can't serve."""
-        if self._name not in (SDPA, *also):
-            remedy = f"{what} needs attn_implementation {SDPA!r} or {EAGER!r}: model.set_attn_implementation({SDPA!r})"
-            raise ArgumentError("attn_implementation", self._name, remedy)
         for option in ("softcap", "s_aux"):
             if self._options.get(option) is not None:
                 raise UnsupportedModelError(f"{type(self._layer).__name__} uses {option}, not served with {what}")

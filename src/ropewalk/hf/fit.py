@@ -13,6 +13,7 @@ from ropewalk.encodings.per_layer import PerLayer
 from ropewalk.encodings.pope import PoPEModule
 from ropewalk.encodings.rope import RoPE, RoPEModule
 from ropewalk.errors import ArgumentError, UnsupportedModelError
+from ropewalk.hf.content import check_implementation
 from ropewalk.hf.echo import LayerShape
 from ropewalk.hf.probe import check_carried, check_own_keys, observe
 
@@ -30,10 +31,15 @@ def fitting_shapes(
 
     Raises:
         UnsupportedModelError: the seam can't serve the model, or can't give its heads keys of their own.
-        ArgumentError: a selected layer or head isn't there, or the encoding has another head size or width.
+        ArgumentError: a selected layer or head isn't there, the encoding has another head size or width, or the
+            model's attention implementation can't serve it.
     """
     observed = observe(model, layers)
     shapes = {layer.index: _declared(layer) for layer in layers} if observed is None else observed
+    for layer in layers:
+        if layer.index in carried:
+            name = getattr(getattr(layer.module, "config", None), "_attn_implementation", None)
+            check_implementation(made[layer.index], name)
     _check_selected_layers(encoding, {layer.index for layer in layers}, set(shapes))
     for layer in layers:
         if layer.index in shapes:

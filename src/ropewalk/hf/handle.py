@@ -21,6 +21,7 @@ from ropewalk.hf.when import Switch
 _HOOKED = "_old_forward"  # where accelerate's hooks keep the forward that they wrap
 _HANDLE = "_ropewalk_handle"
 CONFIG = "position_encoding"  # the entry of a model's config that says which encoding it has
+OPTIONS = "installed"  # inside that entry: how it was installed
 
 # For a layer: the global names of its forward that mean something else, and what.
 Names = Callable[[RotaryLayer], Mapping[str, Any]]
@@ -72,11 +73,15 @@ class Handle:
         """Keep a hook's handle, to remove it with the rest."""
         self._hooks.append(hook)
 
-    def tell_config(self) -> None:
-        """Let the model's config say which encoding it has, so that a saved model can be loaded with it."""
+    def tell_config(self, options: Mapping[str, Any]) -> None:
+        """Let the model's config say which encoding it has, so that a saved model can be loaded with it.
+
+        `options` are the arguments of `install` that aren't at their defaults.
+        """
         self._config = getattr(self._model, "config", None)
         if self._config is not None and self.encoding is not None:
-            setattr(self._config, CONFIG, self.encoding.to_dict())
+            entry = self.encoding.to_dict() | ({OPTIONS: dict(options)} if options else {})
+            setattr(self._config, CONFIG, entry)
 
     def __enter__(self) -> Handle:
         return self
@@ -134,7 +139,6 @@ def put(
         raise
     if encoding is not None:
         model.__dict__[_HANDLE] = handle
-        handle.tell_config()
     return handle
 
 

@@ -32,7 +32,9 @@ class KeyTables:
         last = self._last.get(key)
         if last is not None and torch.equal(last[0], positions):
             return last[1]
-        found = self._found(module, positions, dtype)
+        # Tables made under inference_mode couldn't be trained with afterwards; these are kept.
+        with torch.inference_mode(False), torch.no_grad():
+            found = self._found(module, positions, dtype)
         if len(self._last) > 1:
             self._last.clear()
         self._last[key] = positions, found

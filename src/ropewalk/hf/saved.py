@@ -9,9 +9,9 @@ from typing import Any
 from torch import Tensor, nn
 
 from ropewalk.encodings.base import Encoding
-from ropewalk.errors import DamagedFileError, RopewalkError
+from ropewalk.errors import ArgumentError, DamagedFileError, RopewalkError
 from ropewalk.hf.content import SUBMODULE
-from ropewalk.hf.handle import CONFIG
+from ropewalk.hf.handle import CONFIG, OPTIONS
 from ropewalk.hf.seam import install
 
 _WEIGHTS, _INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -28,7 +28,8 @@ def restore_encoding(model: Any, source: str, revision: str | None = None) -> No
         return
     delattr(model.config, CONFIG)
     try:
-        install(model, Encoding.from_dict(entry))
+        encoding, options = _read(entry)
+        install(model, encoding, **options)
     except RopewalkError as error:
         raise DamagedFileError(f"{source}: its {CONFIG} can't be installed ({error})") from error
     learned = {name: p for name, p in model.named_parameters() if f".{SUBMODULE}." in name}
@@ -37,6 +38,15 @@ def restore_encoding(model: Any, source: str, revision: str | None = None) -> No
         if name not in found or found[name].shape != parameter.shape:
             raise DamagedFileError(f"{source}: {name} is missing or of another shape; save the model again")
         _set(parameter, found[name])
+
+
+def _read(entry: Any) -> tuple[Encoding, dict[str, Any]]:
+    """The encoding that a config's entry names, and the further arguments of `install`."""
+    options = entry.get(OPTIONS, {}) if isinstance(entry, dict) else {}
+    if not isinstance(options, dict) or not options.keys() <= {"when", "original_length", "cache"}:
+        raise ArgumentError(OPTIONS, options, "give when, original_length or cache, as install takes them")
+    encoding = {name: value for name, value in entry.items() if name != OPTIONS} if isinstance(entry, dict) else entry
+    return Encoding.from_dict(encoding), options
 
 
 def _set(parameter: nn.Parameter, value: Tensor) -> None:

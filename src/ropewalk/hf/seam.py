@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import nn
@@ -33,7 +34,7 @@ def install(
     without, and in its config which encoding it had.
 
     An encoding that learns (PoPE's delta, a bias) becomes a submodule of each attention layer, `position_encoding`:
-    the state dict, optimizers and `save_pretrained` see it, and `ropewalk.load` brings it back.
+    the state dict, optimizers and `save_pretrained` see it, and `ropewalk.load` brings it back, installed as it was.
 
     Args:
         model: any causal model whose attention calls transformers' `apply_rotary_pos_emb`.
@@ -61,7 +62,10 @@ def install(
     carried = carrying(encoding, made, cache)
     shapes = fitting_shapes(model, layers, encoding, made, carried)
     parts = Parts(made, {layer.index: layer.rope.module() for layer in layers}, shapes, carried)
-    return put(model, layers, parts.of, switch, encoding, made)
+    handle = put(model, layers, parts.of, switch, encoding, made)
+    options: dict[str, Any] = {} if when == "always" else {"when": when, "original_length": original_length}
+    handle.tell_config(options if cache is None else {**options, "cache": cache})
+    return handle
 
 
 @contextmanager

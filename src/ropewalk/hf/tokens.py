@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from ropewalk.encodings.base import AbsoluteModule
 from ropewalk.encodings.model_rotation import decoder_blocks
 from ropewalk.errors import ArgumentError, UnsupportedModelError
-from ropewalk.hf.content import SUBMODULE
+from ropewalk.hf.content import layer_module
 from ropewalk.hf.encoder import follow
 from ropewalk.hf.step import Step
 
@@ -36,7 +36,8 @@ class TokenHook:
         if not step.tables.is_active:
             return None
         hidden: Tensor = args[0] if args else kwargs["hidden_states"]
-        module: AbsoluteModule = getattr(self._attention, SUBMODULE, self._module)
+        module = layer_module(self._attention, self._module)
+        assert isinstance(module, AbsoluteModule)
         follow(module, hidden.device)
         added = module.embed(step.positions.to(hidden.device))
         if added.shape[-1] != hidden.shape[-1]:

@@ -145,7 +145,7 @@ def markdown(outcome: Outcome, command: str, model: dict[str, Any]) -> str:
         "",
         *_table(("rule", "prompts", "answers right", "answer NLL"), search_rows(outcome.rules)),
         "",
-        f"DoPE plans on top of {_best_rule(outcome).name}, best first.",
+        f"DoPE plans on top of {(outcome.dope_rule or _best_rule(outcome)).name}, best first.",
         "",
         *_table(("plan", "prompts", "answers right", "answer NLL"), search_rows(outcome.dope)),
         "",

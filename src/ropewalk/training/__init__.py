@@ -1,0 +1,1 @@
+"""Training with an encoding: what the Hugging Face Trainer needs beyond itself."""
