@@ -17,7 +17,7 @@ from ropewalk.schedule import check_length, is_finite_number
 
 @dataclasses.dataclass(frozen=True)
 class DroPE(Encoding):
-    """NoPE whose scores are multiplied by 1 + c ln(L' / L) (arXiv 2512.12167, appendix C.2, after Wang et al., 2024).
+    """NoPE whose scores are multiplied by 1 + c ln(L' / L) (arXiv 2512.12167, after Wang et al., 2024).
 
     For a model that was trained with positions and recalibrated without them; `training.drope` does that. The factor
     is fixed for a whole generation by the target length L', as in the length rules, so that decoding equals one full

@@ -53,7 +53,9 @@ def check_implementation(module: EncodingModule, name: str | None) -> None:
         return
     if (name or EAGER) not in served:
         kind = type(module).__name__.removesuffix("Module")
-        remedy = f"{kind} can't go through it; model.set_attn_implementation({SDPA!r}) first (served: {', '.join(served)})"
+        remedy = (
+            f"{kind} can't go through it; model.set_attn_implementation({SDPA!r}) first (served: {', '.join(served)})"
+        )
         raise ArgumentError("attn_implementation", name, remedy)
 
 
@@ -198,7 +200,9 @@ class Call:
                 raise UnsupportedModelError(f"{type(self._layer).__name__} uses {option}, not served with {what}")
         queries, keys = self._q.shape[2], self._k.shape[2]
         if self._mask is not None:
-            return Visible(queries, keys, causal=False, mask=self._mask)
+            # transformers' eager masks hold 0 or the dtype's lowest number; what is hidden must be known as such here.
+            mask = self._mask if self._mask.dtype == torch.bool else self._mask > torch.finfo(self._mask.dtype).min / 2
+            return Visible(queries, keys, causal=False, mask=mask)
         is_causal = self._options.get("is_causal")
         causal = getattr(self._layer, "is_causal", True) if is_causal is None else is_causal
         return Visible(queries, keys, causal=bool(causal) and queries > 1)
