@@ -50,15 +50,18 @@ def attend(
     Raises:
         ArgumentError: shapes, positions or a mask that don't fit, or an encoding that acts elsewhere than in attention.
     """
-    _check_shapes(q, k, v, causal, window, dropout)
+    _check_shapes(q, k, v)
+    _check_options(q, k, causal, scale, window, dropout)
     shape = (q.shape[0], q.shape[1], q.shape[2], k.shape[2])
+    if isinstance(bias, Tensor) and bias.dtype == torch.bool:
+        raise ArgumentError("bias", bias.dtype, "give numbers that are added to the scores; what may be seen is a mask")
     both = _one_mask(check_mask("mask", mask, shape), check_mask("bias", bias, shape))
     visible = Visible(q.shape[2], k.shape[2], causal, window, both)
     scale = q.shape[-1] ** -0.5 if scale is None else float(scale)
     module = _module(encoding)
+    pair = _positions(positions, q, k, causal)
     if module is None:
         return attend_vectors(q, k, v, visible, scale, dropout)
-    pair = _positions(positions, q, k, causal)
     if isinstance(module, RotaryModule):
         encoded_q, encoded_k = module(q, k, pair)
         if encoded_k.shape[1] != k.shape[1]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import Any, TypeGuard
 
+import torch
 from torch import Tensor, nn
 
 from ropewalk.attention.folded import MOST_QUERIES, attend_folded
