@@ -13,6 +13,7 @@ from ropewalk.attention.visible import Visible, check_mask
 from ropewalk.encodings.base import BiasModule, Encoding, EncodingModule, RotaryModule, ScoreModule
 from ropewalk.encodings.positions import Positions, is_run, of_queries_and_keys
 from ropewalk.errors import ArgumentError
+from ropewalk.schedule import check_flag, is_finite_number
 
 
 def attend(
@@ -52,10 +53,7 @@ def attend(
     """
     _check_shapes(q, k, v)
     _check_options(q, k, causal, scale, window, dropout)
-    shape = (q.shape[0], q.shape[1], q.shape[2], k.shape[2])
-    if isinstance(bias, Tensor) and bias.dtype == torch.bool:
-        raise ArgumentError("bias", bias.dtype, "give numbers that are added to the scores; what may be seen is a mask")
-    both = _one_mask(check_mask("mask", mask, shape), check_mask("bias", bias, shape))
+    both = _one_mask(mask, bias, (q.shape[0], q.shape[1], q.shape[2], k.shape[2]))
     visible = Visible(q.shape[2], k.shape[2], causal, window, both)
     scale = q.shape[-1] ** -0.5 if scale is None else float(scale)
     module = _module(encoding)
@@ -86,30 +84,45 @@ def _module(encoding: Any) -> EncodingModule | None:
     return made
 
 
-def _check_shapes(q: Tensor, k: Tensor, v: Tensor, causal: bool, window: int | None, dropout: float) -> None:
+def _check_shapes(q: Tensor, k: Tensor, v: Tensor) -> None:
     for name, x in (("q", q), ("k", k), ("v", v)):
         if not isinstance(x, Tensor) or x.dim() != 4:
             shape = tuple(x.shape) if isinstance(x, Tensor) else type(x).__name__
             raise ArgumentError(f"{name}.shape", shape, "give (batch, heads, tokens, channels)")
+        # Autocast brings them to one dtype itself.
+        if not x.is_floating_point() or (x.dtype != q.dtype and not torch.is_autocast_enabled(q.device.type)):
+            raise ArgumentError(f"{name}.dtype", x.dtype, "give q, k and v in the same floating-point dtype")
+    if q.shape[-1] == 0:
+        raise ArgumentError("q.shape", tuple(q.shape), "give at least one channel")
     if k.shape[0] != q.shape[0] or k.shape[-1] != q.shape[-1]:
         raise ArgumentError("k.shape", tuple(k.shape), f"batch and channels must be those of q, {tuple(q.shape)}")
     if v.shape[:3] != k.shape[:3]:
         raise ArgumentError("v.shape", tuple(v.shape), f"batch, heads and tokens must be those of k, {tuple(k.shape)}")
     if k.shape[1] == 0 or q.shape[1] % k.shape[1]:
         raise ArgumentError("k.shape[1]", k.shape[1], f"key heads must divide the {q.shape[1]} query heads")
+
+
+def _check_options(q: Tensor, k: Tensor, causal: bool, scale: float | None, window: int | None, dropout: float) -> None:
+    check_flag("causal", causal)
     if causal and q.shape[2] > k.shape[2]:
         remedy = f"with causal=True the queries are the last of the tokens, but there are only {k.shape[2]} keys"
         raise ArgumentError("q.shape[2]", q.shape[2], remedy)
+    if scale is not None and not is_finite_number(scale):
+        raise ArgumentError("scale", scale, "give a finite number, or None for d^(-1/2)")
     if window is not None and (isinstance(window, bool) or not isinstance(window, int) or window < 1 or not causal):
         raise ArgumentError("window", window, "give a positive number of keys, with causal=True")
-    if not 0.0 <= dropout < 1.0:
+    if not is_finite_number(dropout) or not 0.0 <= dropout < 1.0:
         raise ArgumentError("dropout", dropout, "give a probability from 0 to below 1")
 
 
-def _one_mask(mask: Tensor | None, bias: Tensor | None) -> Tensor | None:
-    if mask is None or bias is None:
-        return bias if mask is None else mask
-    return bias.masked_fill(~mask, float("-inf")) if mask.dtype == torch.bool else bias + mask
+def _one_mask(mask: Any, bias: Any, shape: tuple[int, int, int, int]) -> Tensor | None:
+    """Mask and bias, checked, as one mask."""
+    seen, added = check_mask("mask", mask, shape), check_mask("bias", bias, shape)
+    if added is not None and added.dtype == torch.bool:
+        raise ArgumentError("bias", added.dtype, "give numbers that are added to the scores; a mask may be bool")
+    if seen is None or added is None:
+        return added if seen is None else seen
+    return added.masked_fill(~seen, float("-inf")) if seen.dtype == torch.bool else added + seen
 
 
 def _positions(positions: Positions | None, q: Tensor, k: Tensor, causal: bool) -> tuple[Tensor, Tensor]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -43,8 +45,9 @@ def attend_folded(
         if rest.shape[2]:
             found += stored[:, :, part, width:] @ rest
         scores[:, :, part] = found
-    by_row = scores.transpose(2, 3).unflatten(2, (-1, q.shape[2])).flatten(1, 2) * scale
-    weights = _softmax(by_row.to(torch.promote_types(by_row.dtype, torch.float32)), visible).to(v.dtype)
+    by_row = scores.transpose(2, 3).unflatten(2, (-1, q.shape[2])).flatten(1, 2)
+    by_row = by_row.to(torch.promote_types(by_row.dtype, torch.float32)) * scale
+    weights = _softmax(by_row, visible).to(v.dtype)
     out: Tensor = _rows(weights, groups) @ v
     by_head: Tensor = out.unflatten(2, (-1, q.shape[2])).flatten(1, 2)
     return by_head
@@ -61,9 +64,10 @@ def _softmax(scores: Tensor, visible: Visible) -> Tensor:
     queries, keys = scores.shape[-2:]
     hidden = visible.hidden(0, queries, 0, keys, scores.device) if queries > 1 or visible.window else None
     if hidden is not None:
-        scores = scores.masked_fill(hidden, float("-inf"))
+        scores = scores.masked_fill(hidden, -math.inf)
     if visible.mask is not None:
         mask = visible.mask
-        scores = scores.masked_fill(~mask, float("-inf")) if mask.dtype == torch.bool else scores + mask
-        return torch.softmax(scores, dim=-1).nan_to_num(nan=0.0)
+        scores = scores.masked_fill(~mask, -math.inf) if mask.dtype == torch.bool else scores + mask
+        empty = scores.amax(dim=-1, keepdim=True) == -math.inf
+        return torch.softmax(scores.masked_fill(empty, 0.0), dim=-1).masked_fill(empty, 0.0)
     return torch.softmax(scores, dim=-1)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from ropewalk.attention import flex
 from ropewalk.attention.vectors import attend_vectors
 from ropewalk.attention.visible import Visible
 from ropewalk.encodings.base import BiasModule, ScoreModule
@@ -36,8 +37,12 @@ def attend_biased(
     `positions` of queries (1 or B, N) and keys (1 or B, M). `is_run` says that both count up by one: then a bias that
     depends on the distance alone is worked out once a distance, not once a pair.
     """
+    if 0 in (visible.queries, visible.keys):
+        return _nothing(q, v)
     of_queries, of_keys = positions
     table = Distances(module, of_queries, of_keys) if is_run and module.is_relative else None
+    if table is not None and flex.takes(q, visible, dropout):
+        return flex.attend_flex(q, k, v, visible, scale, table.falling)
 
     def block(first: int, last: int) -> Tensor:
         begin, end = visible.span(first, last)
@@ -62,6 +67,8 @@ def attend_scored(
     dropout: float = 0.0,
 ) -> Tensor:
     """softmax(module's scores) v for q (B, H, N, D), k (B, G, M, D), v (B, G, M, E): (B, H, N, E)."""
+    if 0 in (visible.queries, visible.keys):
+        return _nothing(q, v)
     of_queries, of_keys = positions
     keys = module.keys(k, of_keys)
 
@@ -90,21 +97,30 @@ def attend_scored(
 
 
 class Distances:
-    """A bias that depends on the distance alone, for positions that count up by one: (H, N + M - 1) numbers."""
+    """A bias that depends on the distance alone, for positions that count up by one.
+
+    `falling`, (H, N + M - 1), begins with the furthest distance, the last query's to the first key.
+    """
 
     def __init__(self, module: BiasModule, of_queries: Tensor, of_keys: Tensor):
         queries, keys = of_queries.shape[-1], of_keys.shape[-1]
         # Rows of a batch may start anywhere: it's the same distance in all, as `is_run` means.
-        furthest = of_queries[0, -1] - of_keys[0, 0]
+        # In int64: a difference of uint8 positions would wrap.
+        furthest = of_queries[0, -1].long() - of_keys[0, 0].long()
         steps = torch.arange(queries + keys - 1, device=of_queries.device)
-        self._falling = module.by_distance(furthest - steps)  # entry x: the furthest distance less x
+        self.falling = module.by_distance(furthest - steps)  # entry x: the furthest distance less x
         self._queries = queries
 
     def part(self, first: int, last: int, begin: int, end: int) -> Tensor:
         """The bias (H, n, m) of some queries and keys: entry (i, j) is at N - 1 - i + j of the falling table."""
         start = self._queries - last + begin
-        rows = self._falling[:, start : start + (last - first) + (end - begin) - 1].unfold(-1, end - begin, 1)
+        rows = self.falling[:, start : start + (last - first) + (end - begin) - 1].unfold(-1, end - begin, 1)
         return rows.flip(1)
+
+
+def _nothing(q: Tensor, v: Tensor) -> Tensor:
+    """What attention gives without queries or without keys, (B, H, N, E): nothing, or zeros."""
+    return q.new_zeros(*q.shape[:3], v.shape[-1])
 
 
 def _merged(visible: Visible, first: int, last: int, begin: int, end: int, bias: Tensor) -> Tensor:

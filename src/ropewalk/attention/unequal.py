@@ -28,8 +28,9 @@ def takes(q: Tensor, v: Tensor, visible: Visible, dropout: float) -> bool:
     is_cpu = q.device.type == "cpu" and q.dtype == v.dtype and q.dtype in (torch.float32, torch.float64)
     learns_mask = visible.mask is not None and visible.mask.requires_grad
     is_worth_it = visible.keys >= LEAST_KEYS and q.shape[-1] != v.shape[-1]
-    # torch.compile takes the whole attention as one operation of torch's own instead.
-    return is_cpu and is_worth_it and dropout == 0.0 and not learns_mask and not torch.compiler.is_compiling()
+    # torch.compile takes the whole attention as one operation of torch's own instead; autocast chooses its dtype.
+    is_left_alone = not torch.compiler.is_compiling() and not torch.is_autocast_enabled("cpu")
+    return is_cpu and is_worth_it and dropout == 0.0 and not learns_mask and is_left_alone
 
 
 class Unequal(torch.autograd.Function):
@@ -106,7 +107,9 @@ def _weights(
         scores.masked_fill_(~part, -math.inf)
     else:
         scores.add_(part)
-    return torch.softmax(scores, dim=-1).nan_to_num_(nan=0.0) if bool(_has_empty(scores)) else scores.softmax(dim=-1)
+    empty = scores.amax(dim=-1, keepdim=True) == -math.inf
+    weights = torch.softmax(scores, dim=-1)
+    return weights.masked_fill_(empty, 0.0) if bool(empty.any()) else weights
 
 
 def _hide_by_order(scores: Tensor, visible: Visible, first: int, last: int, begin: int, end: int) -> None:
@@ -119,10 +122,6 @@ def _hide_by_order(scores: Tensor, visible: Visible, first: int, last: int, begi
         gone = visible.hidden(first, last, begin, late, scores.device)
         assert gone is not None
         scores[:, : late - begin].masked_fill_(gone, -math.inf)
-
-
-def _has_empty(scores: Tensor) -> Tensor:
-    return (scores.amax(dim=-1) == -math.inf).any()
 
 
 def _heads(q: Tensor, k: Tensor) -> Iterator[tuple[int, int, int]]:

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ropewalk.attention import flex
 from ropewalk.attention.unequal import Unequal, takes
 from ropewalk.attention.visible import Visible
 
@@ -31,6 +32,8 @@ def attend_vectors(q: Tensor, k: Tensor, v: Tensor, visible: Visible, scale: flo
         # One query that is the last token sees all keys.
         causal = visible.causal and visible.queries > 1
         return _sdpa(q, k, v, scale, dropout, is_causal=causal)
+    if visible.causal and flex.takes(q, visible, dropout):
+        return flex.attend_flex(q, k, v, visible, scale)
     found = []
     for first in range(0, visible.queries, BLOCK):
         last = min(first + BLOCK, visible.queries)
