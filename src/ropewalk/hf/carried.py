@@ -9,6 +9,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ropewalk.errors import RopewalkError
+
 # dtype: (digits, base): whole numbers below the base squared or cubed are exact in so many channels.
 _DIGITS = {
     torch.float64: (1, 2**53),
@@ -34,10 +36,14 @@ def with_positions(x: Tensor, positions: Tensor) -> Tensor:
 def without_positions(x: Tensor, at: int) -> tuple[Tensor, Tensor]:
     """What `with_positions` joined, when the first `at` channels are x's and others may have come after.
 
-    Returns x (B, H, N, d) and positions (B, N).
+    Returns x (B, H, N, d) and positions (B, N). Raises RopewalkError, on the CPU, for positions that something has
+    changed on the way, as a cache that keeps keys in fewer bits does.
     """
     count, base = _DIGITS[x.dtype]
-    digits = x[:, 0, :, at : at + count].detach().long()
+    carried = x[:, 0, :, at : at + count].detach()
+    digits = carried.long()
+    if x.device.type == "cpu" and not torch.compiler.is_compiling() and not torch.equal(digits.to(x.dtype), carried):
+        raise RopewalkError("cached keys lost their positions: a cache that rounds keys can't hold content")
     positions = sum(digits[..., power] * base**power for power in range(count))
     assert isinstance(positions, Tensor)
     if at + count == x.shape[-1]:

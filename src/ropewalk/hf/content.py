@@ -6,6 +6,7 @@ keys already cached, and PoPE keeps d numbers a key.
 
 from __future__ import annotations
 
+import math
 from typing import Any, TypeGuard
 
 import torch
@@ -84,6 +85,8 @@ class ContentEncoder(LayerEncoder):
             q, k = self(q.transpose(1, 2), k.transpose(1, 2), positions, step)
             return q.transpose(1, 2), k.transpose(1, 2)
         positions = positions.to(q.device)
+        if torch.compiler.is_compiling():
+            k = k.contiguous()  # torch 2.13 traces softplus' gradient with other strides than it has
         stored = self._encoding.stored(k) if _stores_early(self._encoding, k.shape[-1]) else k
         return with_positions(q, positions), with_positions(stored, positions)
 
@@ -201,8 +204,10 @@ class Call:
                 raise UnsupportedModelError(f"{type(self._layer).__name__} uses {option}, not served with {what}")
         queries, keys = self._q.shape[2], self._k.shape[2]
         if self._mask is not None:
-            # transformers' eager masks hold 0 or the dtype's lowest number; what is hidden must be known as such here.
-            mask = self._mask if self._mask.dtype == torch.bool else self._mask > torch.finfo(self._mask.dtype).min / 2
+            mask = self._mask
+            if mask.dtype != torch.bool:
+                # Masks of numbers hide with the dtype's lowest one; what is hidden must be known as such here.
+                mask = mask.masked_fill(mask <= torch.finfo(mask.dtype).min / 2, -math.inf)
             return Visible(queries, keys, causal=False, mask=mask)
         is_causal = self._options.get("is_causal")
         causal = getattr(self._layer, "is_causal", True) if is_causal is None else is_causal

@@ -48,6 +48,6 @@ class KeyTables:
                 return module.tables(positions, dtype)
             room = 1 << max(end - 1, 255).bit_length()
             self._made[dtype] = held = module.tables(torch.arange(room), dtype)
-        if is_run(positions, positions) and bool((positions[:, 0] == positions[0, 0]).all()):
+        if positions.numel() and is_run(positions, positions) and bool((positions[:, 0] == positions[0, 0]).all()):
             return held[0][None, end - positions.shape[-1] : end], held[1][None, end - positions.shape[-1] : end]
         return held[0][positions], held[1][positions]
