@@ -25,6 +25,7 @@ from ropewalk.errors import RopewalkError, unknown_name
 # torch and transformers belong inside the function.
 COMMANDS = {
     "extend": "ropewalk.cli.extend:extend_model",
+    "train": "ropewalk.cli.train:train_models",
     "needle": "ropewalk.cli.needle:measure_needles",
     "list": "ropewalk.cli.listing:list_names",
 }

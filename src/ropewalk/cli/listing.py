@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-TASKS = {"needle": "find keys hidden at set depths of a long text, and name them"}
+NEEDLE = {"needle": "find keys hidden at set depths of a long text, and name them"}
 
 
 def list_names(
@@ -26,12 +26,13 @@ def summaries() -> dict[str, dict[str, str]]:
     from ropewalk.analysis.scores import SCORES
     from ropewalk.encodings.base import encodings
     from ropewalk.frequencies import rules
+    from ropewalk.training.chosen import trainable
 
     return {
         "encodings": {name: kind.summary for name, kind in sorted(encodings().items())},
         "rules": {name: rule.summary for name, rule in sorted(rules().items())},
         "scores": {name: score.summary for name, score in sorted(SCORES.items())},
-        "tasks": dict(TASKS),
+        "tasks": NEEDLE | {name: task.summary for name, task in trainable().items()},
     }
 
 

@@ -1,0 +1,127 @@
+"""`ropewalk train`: train one model an encoding and seed on a task, and compare them."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shlex
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from ropewalk.cli.options import plain_console, prepared_folder
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from ropewalk.training.compare import Comparison
+
+
+def train_models(
+    ctx: typer.Context,
+    task: Annotated[str, typer.Option(help="What to learn, such as indexing or language; `ropewalk list` has all.")],
+    encoding: Annotated[str, typer.Option(help="Encodings by name, with commas.")] = "rope,pope",
+    size: Annotated[str, typer.Option(help="The recipe: small, or paper for the paper's own sizes.")] = "small",
+    seeds: Annotated[int, typer.Option(help="Runs of each encoding.")] = 3,
+    out: Annotated[Path, typer.Option(help="Folder for runs, summary.md, summary.json, curves.png.")] = Path(
+        "train-out"
+    ),
+    data: Annotated[str, typer.Option(help="The task's data: a file, a folder, or hf:NAME for texts.")] = "",
+    tokenizer: Annotated[str, typer.Option(help="For language: a Hugging Face tokenizer, or characters.")] = "",
+    changes: Annotated[
+        list[str] | None, typer.Option("--set", help="KEY=VALUE of the recipe, such as model.layers=4; repeatable.")
+    ] = None,
+    steps: Annotated[int, typer.Option(help="Steps of each run; 0: as the recipe says.")] = 0,
+    cpu: Annotated[bool, typer.Option("--cpu", help="Leave GPUs alone.")] = False,
+) -> None:
+    """Train a model for each encoding and seed, all else equal, and compare them.
+
+    Under `torchrun` or `accelerate launch` all processes train together. Run it again to go on where it was stopped.
+    """
+    from ropewalk.training.named import split_names
+    from ropewalk.training.recipe import parse_changes
+
+    names = split_names(encoding)
+    wanted = parse_changes(changes or [])
+    if steps:
+        wanted["steps"] = steps
+
+    from ropewalk.training.chosen import build_task
+    from ropewalk.training.compare import Comparison, check, compare
+    from ropewalk.training.recipe import read_recipe
+
+    recipe = read_recipe(task, size, wanted)
+    comparison = Comparison(recipe, build_task(recipe, data or None, tokenizer or None), names, seeds, out)
+    check(comparison, cpu)
+    is_first = int(os.environ.get("RANK", "0")) == 0
+    console = plain_console()
+    if not is_first:
+        console.quiet = True
+    command = _command(ctx)
+    with _folder(out, is_first), _watch(console, comparison) as watch:
+        comparison = compare(comparison, watch, cpu, done=lambda so_far: _write(so_far, command))
+    if is_first:
+        _print(console, comparison)
+    if "RANK" in os.environ:
+        from accelerate import PartialState
+
+        PartialState().destroy_process_group()
+
+
+@contextlib.contextmanager
+def _folder(out: Path, is_first: bool) -> Iterator[None]:
+    """The folder, made if it isn't there, and taken away again when nothing came into it."""
+    was_there = out.is_dir()
+    if is_first:
+        prepared_folder(out)
+    try:
+        yield
+    except BaseException:
+        if is_first and not was_there:
+            with contextlib.suppress(OSError):
+                out.rmdir()
+        raise
+
+
+@contextlib.contextmanager
+def _watch(console: Console, comparison: Comparison) -> Iterator[Any]:
+    from ropewalk.cli.steps import Steps
+
+    steps = Steps(console, len(comparison.names) * comparison.seeds, comparison.task.metric)
+    with steps.shown() as watch:
+        yield watch
+
+
+def _write(comparison: Comparison, command: str) -> None:
+    from ropewalk.report.training import write_report
+
+    write_report(comparison, command)
+
+
+def _command(ctx: typer.Context) -> str:
+    """The command line as it was given; defaults stay unsaid."""
+    words = ["ropewalk", "train"]
+    for name, value in ctx.params.items():
+        source = ctx.get_parameter_source(name)
+        if source is None or source.name != "COMMANDLINE":
+            continue
+        option = "--set" if name == "changes" else f"--{name}"
+        for one in value if isinstance(value, (list, tuple)) else [value]:
+            words += [option] if one is True else [option, str(one)]
+    return shlex.join(words)
+
+
+def _print(console: Console, comparison: Comparison) -> None:
+    from ropewalk.report.training import header, rows, title
+
+    table = Table(title=title(comparison))
+    for name in header(comparison):
+        table.add_column(name)
+    for row in rows(comparison):
+        table.add_row(*row)
+    console.print(table)
+    out = comparison.out
+    console.print(f"Saved: {out}/summary.md, {out}/summary.json, {out}/curves.png, {out}/ENCODING/seed-N", markup=False)

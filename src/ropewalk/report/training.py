@@ -1,0 +1,136 @@
+"""What a comparison of encodings found: a table with every seed, and the curves."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+from ropewalk.evaluation.provenance import machine, versions
+from ropewalk.files import write_atomically
+from ropewalk.report.figures import COLOURS
+from ropewalk.training.compare import Comparison
+from ropewalk.training.folder import RunFolder
+
+# Lines are told apart in grey too: the first six differ in both, later ones in one of the two.
+_DASHES: tuple[Any, ...] = ("-", "--", ":", "-.", (0, (6, 1, 1, 1, 1, 1)), (0, (1, 3)))
+_UNITS = {"accuracy": "share of sequences all right", "nll": "nats a labelled token"}
+
+
+def header(comparison: Comparison) -> tuple[str, ...]:
+    """The table's columns."""
+    seeds = tuple(f"seed {seed}" for seed in range(comparison.seeds))
+    return ("encoding", *seeds, "mean", "numbers learned", "seconds a run", "waiting for data")
+
+
+def rows(comparison: Comparison) -> list[tuple[str, ...]]:
+    """A row for each encoding that has a result, in the order asked for; a run that isn't finished has a dash."""
+    found = []
+    for name in comparison.names:
+        results = comparison.of(name)
+        if not results:
+            continue
+        by_seed = {r.seed: r for r in results}
+        cells = []
+        for seed in range(comparison.seeds):
+            result = by_seed.get(seed)
+            mark = f" (diverged at {result.diverged:,})" if result is not None and result.diverged else ""
+            cells.append("–" if result is None else _figure(result.value, comparison) + mark)
+        seconds = sum(r.seconds for r in results) / len(results)
+        waiting = max(r.waiting for r in results)
+        mean = _figure(comparison.mean(name), comparison)
+        found.append((name, *cells, mean, f"{results[0].parameters:,}", f"{seconds:,.0f}", f"{waiting:.1%}"))
+    return found
+
+
+def title(comparison: Comparison) -> str:
+    """One line on what the table's figures are."""
+    recipe = comparison.recipe
+    unit = _UNITS[comparison.task.metric]
+    return f"{recipe.task}, {recipe.size} recipe, {recipe.steps:,} steps of {recipe.batch}: {unit}, test set"
+
+
+def markdown(comparison: Comparison, command: str) -> str:
+    """The page summary.md."""
+    recipe, model = comparison.recipe, comparison.recipe.model
+    lines = [header(comparison), ["---"] * len(header(comparison)), *rows(comparison)]
+    fields = ", ".join(f"{k}={v!r}" for k, v in comparison.task.to_dict().items() if k != "name")
+    page = [
+        f"# {title(comparison)}",
+        "",
+        *(f"| {' | '.join(cells)} |" for cells in lines),
+        "",
+        "![curves](curves.png)",
+        "",
+        "## How this was made",
+        "",
+        f"- command: `{command}`",
+        f"- task: {recipe.task} ({fields})",
+        f"- model: {model.hidden} channels, {model.heads} heads ({model.key_heads} of keys), {model.layers} layers, "
+        f"MLP {model.mlp}, dropout {model.dropout}",
+        f"- schedule: AdamW, learning rate {recipe.learning_rate:g} after {recipe.warmup_steps:,} steps of warm-up, "
+        f"cosine to {recipe.final:g} of it, weight decay {recipe.weight_decay:g}, clipping at {recipe.clip:g}, "
+        f"{recipe.precision}",
+        "- one seed means the same initial weights and the same order of data for all encodings",
+        f"- versions: {', '.join(f'{name} {version}' for name, version in versions().items())}",
+        f"- machine: {machine()}",
+        "",
+    ]
+    return "\n".join(page)
+
+
+def draw_curves(comparison: Comparison, path: Path) -> None:
+    """The metric on validation data against steps: one colour and dash an encoding, one thin line a seed."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8.0, 4.5), layout="constrained")
+    axes: Any = figure.subplots()
+    metric = comparison.task.metric
+    for name, (dashes, colour) in zip(comparison.names, _styles(), strict=False):
+        label = name
+        for result in comparison.of(name):
+            points = RunFolder(comparison.out, name, result.seed).curve()
+            seen = [(p["step"], p["metric"]) for p in points if p.get("metric") is not None]
+            axes.plot(
+                *zip(*seen, strict=True) if seen else ([], []),
+                color=colour,
+                linestyle=dashes,
+                linewidth=1.1,
+                label=label,
+            )
+            label = "_" + name  # one entry an encoding in the legend
+    axes.set_xlabel("steps")
+    axes.set_ylabel(f"{_UNITS[metric]}, validation")
+    if metric == "accuracy":
+        axes.set_ylim(-0.03, 1.03)
+    axes.grid(alpha=0.25)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.set_title(f"{comparison.recipe.task}, {comparison.recipe.size} recipe, a line a seed", fontsize=10)
+    if axes.get_legend_handles_labels()[0]:
+        axes.legend(frameon=False, fontsize=8, handlelength=3.5)
+    figure.savefig(path, dpi=150)
+
+
+def write_report(comparison: Comparison, command: str) -> None:
+    """summary.md, summary.json and curves.png in the comparison's folder."""
+    out = comparison.out
+    found = comparison.to_dict() | {"command": command, "versions": versions(), "machine": machine()}
+    write_atomically(out / "summary.json", json.dumps(found, indent=2) + "\n")
+    write_atomically(out / "summary.md", markdown(comparison, command))
+    draw_curves(comparison, out / "curves.png")
+
+
+def _styles() -> Iterator[tuple[Any, str]]:
+    """Pairs of dashes and colour, the grey last: first one of each together, then the rest of all pairs."""
+    colours = (*COLOURS[1:], COLOURS[0])
+    first = list(zip(_DASHES, colours, strict=True))
+    yield from first
+    yield from (pair for pair in product(_DASHES, colours) if pair not in first)
+
+
+def _figure(value: float | None, comparison: Comparison) -> str:
+    if value is None:
+        return "not a number"
+    return f"{value:.1%}" if comparison.task.metric == "accuracy" else f"{value:.4f}"

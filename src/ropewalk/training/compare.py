@@ -1,0 +1,130 @@
+"""Encodings side by side: every one with every seed, one run after the other, all else equal."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ropewalk.errors import ArgumentError
+from ropewalk.tasks.sequences import SequenceTask
+from ropewalk.training.folder import RunFolder
+from ropewalk.training.models import build_model, check_length, shape
+from ropewalk.training.named import check_names, named
+from ropewalk.training.recipe import ModelSize, Recipe
+from ropewalk.training.run import Result, identity, prepared, train
+from ropewalk.training.trainer import Watch
+
+
+@dataclasses.dataclass(frozen=True)
+class Comparison:
+    """What was compared, and what has come out so far.
+
+    Args:
+        recipe: sizes and schedule of all runs.
+        task: the task that they learn.
+        names: encodings by short name, in the order asked for.
+        seeds: how many; they are 0, 1, ...
+        out: the folder, with a folder per encoding and seed.
+        results: of the runs that are finished, in the order in which they were.
+    """
+
+    recipe: Recipe
+    task: SequenceTask
+    names: tuple[str, ...]
+    seeds: int
+    out: Path
+    results: tuple[Result, ...] = ()
+
+    def of(self, name: str) -> list[Result]:
+        """An encoding's results, by seed."""
+        return sorted((r for r in self.results if r.encoding == name), key=lambda r: r.seed)
+
+    def mean(self, name: str) -> float | None:
+        """The mean of an encoding's metric over its seeds; None without any, or when one isn't a number."""
+        values = [r.value for r in self.of(name)]
+        numbers = [value for value in values if value is not None]
+        return sum(numbers) / len(numbers) if numbers and len(numbers) == len(values) else None
+
+    def to_dict(self) -> dict[str, Any]:
+        """All of it, JSON-ready, but for the folder."""
+        return {
+            "task": self.task.to_dict(),
+            "recipe": self.recipe.to_dict(),
+            "metric": self.task.metric,
+            "results": [dataclasses.asdict(r) for name in self.names for r in self.of(name)],
+            "means": {name: self.mean(name) for name in self.names},
+        }
+
+
+def check(comparison: Comparison, use_cpu: bool = False) -> None:
+    """Refuse what can't be trained before anything is written: names, sizes, GPUs, and folders of other runs."""
+    check_names(comparison.names)
+    if comparison.seeds < 1:
+        raise ArgumentError("seeds", comparison.seeds, "give an integer of 1 or more")
+    recipe, task = comparison.recipe, comparison.task
+    _check_processes(recipe, use_cpu)
+    for name in comparison.names:
+        chosen = named(name, shape(recipe.model, task.longest))
+        check_length(chosen, recipe.model, task.longest)
+        for seed in range(comparison.seeds):
+            RunFolder(comparison.out, name, seed).check(identity(recipe, task, chosen, seed))
+    check_fit(recipe.model, comparison.names, task.longest)
+
+
+def check_fit(size: ModelSize, names: Sequence[str], longest: int) -> None:
+    """Refuse encodings that can't be installed at a model's sizes, tried on one of a single layer."""
+    one_layer = dataclasses.replace(size, layers=1)
+    for name in names:
+        build_model(one_layer, 8, longest, named(name, shape(size, longest)), seed=0)
+
+
+def compare(
+    comparison: Comparison,
+    watch: Watch | None = None,
+    use_cpu: bool = False,
+    done: Callable[[Comparison], None] | None = None,
+) -> Comparison:
+    """Train every encoding with every seed; finished runs are read, a killed one goes on.
+
+    All runs of a seed come before those of the next, so that a comparison that is stopped early has all encodings. In
+    a distributed run all processes call this.
+
+    Args:
+        comparison: what to compare.
+        watch: who is told of the progress.
+        use_cpu: whether to leave GPUs alone.
+        done: called in the first process after each run, with the results so far.
+
+    Raises:
+        ArgumentError: as `check` and `train` say.
+    """
+    from accelerate import PartialState
+
+    check(comparison, use_cpu)
+    state = PartialState(cpu=True) if use_cpu else PartialState()
+    with state.main_process_first():  # the others find the first one's cache
+        data = prepared(comparison.task, comparison.recipe)
+    for seed in range(comparison.seeds):
+        for name in comparison.names:
+            result = train(comparison.recipe, data, name, seed, comparison.out, watch, use_cpu)
+            comparison = dataclasses.replace(comparison, results=(*comparison.results, result))
+            if done is not None and state.is_main_process:
+                done(comparison)
+    return comparison
+
+
+def _check_processes(recipe: Recipe, use_cpu: bool) -> None:
+    here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    gpus = 0 if use_cpu else torch.cuda.device_count()
+    if 0 < gpus < here:
+        remedy = f"this machine has {gpus}; start as many processes, or train on the CPU"
+        raise ArgumentError("processes a machine, one a GPU", here, remedy)
+    parts = int(os.environ.get("WORLD_SIZE", "1")) * recipe.accumulation
+    if recipe.batch % parts:
+        remedy = f"must be a multiple of {parts}, the processes times accumulation={recipe.accumulation}"
+        raise ArgumentError("batch", recipe.batch, remedy)

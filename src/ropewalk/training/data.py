@@ -1,0 +1,179 @@
+"""Sequences on their way to a model: rows straight out of Arrow, one order for all encodings, batches padded right."""
+
+from __future__ import annotations
+
+import bisect
+import itertools
+import time
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import Dataset, Sampler
+
+from ropewalk.errors import ArgumentError
+from ropewalk.tasks.sequences import NO_LABEL
+
+if TYPE_CHECKING:
+    import datasets
+    import pyarrow
+
+Row = tuple[NDArray[Any], NDArray[Any]]
+_COLUMNS = ("input_ids", "labels")
+
+
+class Rows(Dataset[Row]):
+    """A split's sequences, each as (token ids, labels).
+
+    They are read where Arrow has them, mapped from the file: a row costs microseconds and no copy of the data is made.
+    A dataset with a transform of its own is asked for each row instead.
+    """
+
+    def __init__(self, dataset: datasets.Dataset):
+        self._length = len(dataset)
+        self._plain: datasets.Dataset | None = None
+        if dataset.format["type"] == "custom":
+            self._plain = dataset
+            return
+        stored = dataset.flatten_indices() if dataset._indices is not None else dataset
+        self._columns = tuple(_Lists(stored.data.column(name)) for name in _COLUMNS)
+
+    def __len__(self) -> int:
+        return self._length
+
+    def __getitem__(self, index: int) -> Row:
+        if self._plain is not None:
+            row = self._plain[index]
+            return np.asarray(row["input_ids"]), np.asarray(row["labels"])
+        ids, labels = self._columns
+        return ids[index], labels[index]
+
+
+class _Lists:
+    """A column of lists of integers, by row, out of however many chunks it has."""
+
+    def __init__(self, column: pyarrow.ChunkedArray):
+        chunks = [chunk for chunk in column.chunks if len(chunk)]
+        self._parts = [_part(chunk) for chunk in chunks]
+        self._ends = list(itertools.accumulate(len(chunk) for chunk in chunks))
+
+    def __getitem__(self, index: int) -> NDArray[Any]:
+        part = bisect.bisect_right(self._ends, index)
+        begin = self._ends[part - 1] if part else 0
+        values, offsets = self._parts[part]
+        return values[offsets[index - begin] : offsets[index - begin + 1]]
+
+
+def _part(chunk: Any) -> tuple[NDArray[Any], NDArray[Any]]:
+    """A chunk's numbers end to end, and where each row begins and ends in them."""
+    import pyarrow
+
+    if isinstance(chunk, pyarrow.ExtensionArray):
+        chunk = chunk.storage
+    if pyarrow.types.is_fixed_size_list(chunk.type):
+        first, width = chunk.offset, chunk.type.list_size
+        offsets = np.arange(first, first + len(chunk) + 1) * width
+    else:
+        offsets = chunk.offsets.to_numpy()
+    return chunk.values.to_numpy(zero_copy_only=True), offsets
+
+
+class Order(Sampler[int]):
+    """`count` row numbers: all rows in a random order, then all in another, and so on, by the seed alone.
+
+    A whole run is one pass through it, so a batch may hold the end of one round and the start of the next. What the
+    model draws doesn't touch it, and any number of processes cuts the same sequence into its batches.
+    """
+
+    def __init__(self, rows: int, count: int, seed: int):
+        self._rows, self._count, self._seed = rows, count, seed
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __iter__(self) -> Iterator[int]:
+        return itertools.islice(self._endless(), self._count)
+
+    def _endless(self) -> Iterator[int]:
+        for round_number in itertools.count():
+            yield from np.random.default_rng([self._seed, round_number]).permutation(self._rows).tolist()
+
+
+class Collator:
+    """Rows as a batch {"input_ids", "labels"}, (B, N) int64, padded on the right to the longest.
+
+    No attention mask is made: causal attention never looks at what comes after, and padding has no labels.
+
+    Args:
+        padding: the token that fills up.
+        vocabulary_size: one more than the largest token id; a larger one is refused with an ArgumentError.
+    """
+
+    def __init__(self, padding: int, vocabulary_size: int):
+        self._padding, self._vocabulary_size = padding, vocabulary_size
+
+    def __call__(self, rows: Sequence[Row]) -> dict[str, Tensor]:
+        longest = max(len(ids) for ids, _ in rows)
+        batch = np.full((len(rows), longest), self._padding, dtype=np.int64)
+        labelled = np.full((len(rows), longest), NO_LABEL, dtype=np.int64)
+        for number, (ids, labels) in enumerate(rows):
+            batch[number, : len(ids)] = ids
+            labelled[number, : len(labels)] = labels
+        for name, found in zip(_COLUMNS, (batch, labelled), strict=True):
+            self._check(name, found)
+        return {"input_ids": torch.from_numpy(batch), "labels": torch.from_numpy(labelled)}
+
+    def _check(self, name: str, found: NDArray[np.int64]) -> None:
+        least = 0 if name == "input_ids" else NO_LABEL
+        for extreme in (found.max(initial=0), found.min(initial=0)):
+            if not least <= extreme < self._vocabulary_size:
+                remedy = f"the task's tokens are 0 to {self._vocabulary_size - 1}; mend its data or vocabulary"
+                raise ArgumentError(name, int(extreme), remedy)
+
+
+def rows_of(dataset: datasets.Dataset, split: str, most: int | None = None) -> Rows:
+    """The rows of a split, the first `most` of them; refuses one without rows or without the two columns."""
+    for name in _COLUMNS:
+        if name not in dataset.column_names:
+            raise ArgumentError("dataset", split, f"it has no column {name}")
+    if not len(dataset):
+        raise ArgumentError("data", split, "there isn't a single sequence in this split; give more data")
+    return Rows(dataset if most is None or most >= len(dataset) else dataset.select(range(most)))
+
+
+class Clock:
+    """How long the loop of steps has taken, and how much of that it has waited for data, in seconds."""
+
+    def __init__(self, stepping: float = 0.0, waiting: float = 0.0):
+        self.stepping, self.waiting = stepping, waiting
+        self._began: float | None = None
+
+    def begin_step(self) -> None:
+        """A step begins, with its data."""
+        self._began = time.perf_counter()
+
+    def end_step(self) -> None:
+        """The optimizer has made its step."""
+        if self._began is not None:
+            self.stepping += time.perf_counter() - self._began
+        self._began = None
+
+    def timed(self, batches: Iterator[Any]) -> Iterator[Any]:
+        """The same batches; the time until each is there counts as waiting."""
+        while True:
+            began = time.perf_counter()
+            try:
+                batch = next(batches)
+            except StopIteration:
+                return
+            finally:
+                self.waiting += time.perf_counter() - began
+            yield batch
+
+    @property
+    def share(self) -> float:
+        """Waiting as a share of the loop's time, 0 to 1."""
+        return self.waiting / self.stepping if self.stepping else 0.0

@@ -1,0 +1,215 @@
+"""Hugging Face's Trainer, told what is particular here: one data order, own figures, a curve, waiting measured."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.util
+import math
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import nn
+from torch.utils.data import Sampler
+from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer_callback import PrinterCallback
+
+from ropewalk.errors import ArgumentError
+from ropewalk.training.data import Clock, Collator, Order, Rows
+from ropewalk.training.figures import Figures, figures_of, measure
+from ropewalk.training.folder import RunFolder
+from ropewalk.training.models import is_own
+from ropewalk.training.recipe import Recipe
+
+
+class Watch(Protocol):
+    """Who is told how a run goes on; called in the first process alone."""
+
+    def began(self, run: str, step: int, steps: int) -> None:
+        """A run begins, or goes on after `step` of its `steps`."""
+
+    def moved(self, step: int, loss: float | None, metric: float | None) -> None:
+        """A step is done; the latest loss and metric known."""
+
+    def ended(self, run: str, metric: float | None, seconds: float) -> None:
+        """A run is finished, or was before: the metric on the test set, if it is a number."""
+
+
+class SequenceTrainer(Trainer):  # type: ignore[misc, unused-ignore]
+    """The Trainer of one run.
+
+    Its data order comes from the seed alone; encodings' own parameters have no weight decay; evaluation gives
+    `Figures` without keeping logits; nothing is pickled beside the checkpoints' states of optimizer and generators.
+    """
+
+    def __init__(self, model: nn.Module, recipe: Recipe, rows: dict[str, Rows], collator: Collator, **kwargs: Any):
+        super().__init__(model=model, train_dataset=rows["train"], data_collator=collator, **kwargs)
+        self.remove_callback(PrinterCallback)
+        self.recipe, self.rows, self.collator = recipe, rows, collator
+        self.clock = Clock()
+        self.validation: Figures | None = None
+
+    def figures(self, split: str) -> Figures:
+        """The figures on a split; the same in all processes."""
+        share = (self.args.process_index, self.args.world_size)
+        size = self.recipe.evaluation_batch
+        model: Any = self.model
+        total = measure(model, self.rows[split], self.collator, size, self.args.device, share)
+        if self.args.world_size > 1:
+            torch.distributed.all_reduce(total)
+        return figures_of(total)
+
+    def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
+        """What the Trainer calls every so many steps."""
+        self.validation = self.figures("validation")
+        found = {f"eval_{name}": float(value) for name, value in dataclasses.asdict(self.validation).items()}
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, found)
+        return found
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int]:
+        return Order(len(self.rows["train"]), self.recipe.steps * self.recipe.batch, self.args.seed)
+
+    def get_batch_samples(self, epoch_iterator: Iterator[Any], *args: Any, **kwargs: Any) -> Any:
+        """The batches of a step; how long they take is measured."""
+        self.clock.begin_step()
+        return super().get_batch_samples(self.clock.timed(epoch_iterator), *args, **kwargs)
+
+    def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
+        """Matrices of the model; a phase or a position isn't simpler when it is nearer to 0."""
+        return [name for name in super().get_decay_parameter_names(model) if not is_own(name)]
+
+    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+        super()._save(output_dir, state_dict)
+        if self.args.should_save:  # a pickle of the arguments, which nothing reads
+            (Path(output_dir or str(self.args.output_dir)) / "training_args.bin").unlink(missing_ok=True)
+
+
+class Curve(TrainerCallback):  # type: ignore[misc, unused-ignore]
+    """Writes the curve, and tells the watch; a run that has diverged is stopped.
+
+    Args:
+        trainer: whose run it is.
+        folder: where the curve goes.
+        metric: the task's.
+        before: seconds that the run has taken before it was resumed.
+        watch: who is told; None: nobody.
+    """
+
+    def __init__(self, trainer: SequenceTrainer, folder: RunFolder, metric: str, before: float, watch: Watch | None):
+        self._trainer, self._folder, self._metric, self._watch = trainer, folder, metric, watch
+        self._began = time.monotonic() - before
+        self._point: dict[str, Any] = {}
+        self._loss: float | None = None
+        self._value: float | None = None
+        self._board = _board(folder.path) if trainer.is_world_process_zero() else None
+        self.diverged: int | None = None
+
+    @property
+    def seconds(self) -> float:
+        """What the run has taken so far, evaluation and checkpoints included."""
+        return time.monotonic() - self._began
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """The last step is always logged and evaluated."""
+        self._trainer.clock.end_step()
+        if state.global_step >= state.max_steps:
+            control.should_log = control.should_evaluate = True
+        if self._watch is not None and state.is_world_process_zero:
+            self._watch.moved(state.global_step, self._loss, self._value)
+
+    def on_log(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: Any = None, **_: Any
+    ) -> None:
+        """A point of the loss; it waits for its evaluation when there is one."""
+        if not logs or "loss" not in logs:
+            return
+        self._loss = float(logs["loss"])
+        if not math.isfinite(self._loss):
+            self.diverged = state.global_step
+            control.should_training_stop = True
+            control.should_evaluate = True
+        self._point = {"step": state.global_step, "loss": _number(self._loss), "learning_rate": logs["learning_rate"]}
+        if not control.should_evaluate:
+            self._write(state)
+
+    def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """The point with its figures on validation data."""
+        found = self._trainer.validation
+        assert found is not None
+        self._value = found.metric(self._metric)
+        figures = ("nll", "token_accuracy", "sequence_accuracy")
+        self._point |= {"step": state.global_step, "metric": _number(self._value)}
+        self._point |= {name: _number(getattr(found, name)) for name in figures}
+        self._write(state)
+
+    def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """Nothing more will come."""
+        if self._board is not None:
+            self._board.close()
+
+    def _write(self, state: TrainerState) -> None:
+        clock = self._trainer.clock
+        times = {"seconds": self.seconds, "stepping": clock.stepping, "waiting": clock.waiting}
+        if state.is_world_process_zero:
+            self._folder.add_point(self._point | {name: round(value, 6) for name, value in times.items()})
+        if self._board is not None:
+            for name, value in self._point.items():
+                if name != "step" and value is not None:
+                    self._board.add_scalar(name, value, state.global_step)
+        self._point = {}
+
+
+def arguments(recipe: Recipe, folder: Path, seed: int, use_cpu: bool) -> TrainingArguments:
+    """The Trainer's arguments of a run; refuses a batch that can't be cut into equal parts."""
+    is_mixed = recipe.precision == "bfloat16" and not use_cpu and torch.cuda.is_available()
+    made: Any = TrainingArguments(
+        output_dir=str(folder),
+        max_steps=recipe.steps,
+        gradient_accumulation_steps=recipe.accumulation,
+        learning_rate=recipe.learning_rate,
+        warmup_steps=recipe.warmup_steps,
+        weight_decay=recipe.weight_decay,
+        max_grad_norm=recipe.clip,
+        lr_scheduler_type="cosine_with_min_lr",
+        lr_scheduler_kwargs={"min_lr_rate": recipe.final},
+        optim="adamw_torch_fused",
+        logging_steps=recipe.log_every,
+        logging_nan_inf_filter=False,
+        eval_strategy="steps",
+        eval_steps=recipe.evaluate_every,
+        save_strategy="steps",
+        save_steps=recipe.evaluate_every,
+        save_total_limit=2,
+        seed=seed,
+        bf16=is_mixed,
+        use_cpu=use_cpu,
+        report_to="none",
+        disable_tqdm=True,
+        remove_unused_columns=False,
+        dataloader_pin_memory=not use_cpu and torch.cuda.is_available(),
+        ddp_find_unused_parameters=False,
+    )
+    parts = made.world_size * recipe.accumulation
+    if recipe.batch % parts:
+        remedy = f"must be a multiple of {parts}: {made.world_size} processes times accumulation={recipe.accumulation}"
+        raise ArgumentError("batch", recipe.batch, remedy)
+    made.per_device_train_batch_size = recipe.batch // parts
+    # One process uses one GPU: several would be DataParallel, which copies modules and not what is installed in them.
+    made._n_gpu = min(made.n_gpu, 1)
+    return made  # type: ignore[no-any-return]
+
+
+def _board(folder: Path) -> Any:
+    """TensorBoard's writer, when it is installed."""
+    if importlib.util.find_spec("tensorboard") is None:
+        return None
+    from torch.utils.tensorboard import SummaryWriter
+
+    return SummaryWriter(str(folder / "tensorboard"))
+
+
+def _number(value: float) -> float | None:
+    """JSON has no NaN."""
+    return value if math.isfinite(value) else None

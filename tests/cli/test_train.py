@@ -1,0 +1,135 @@
+"""`ropewalk train` on tiny sizes: a table and a picture, going on, Ctrl-C, and bad input in one line."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+from tests.training.tiny import quick_collections
+
+from ropewalk.cli.app import INTERRUPTED, OK, USER_ERROR, main
+from ropewalk.cli.steps import Steps
+from ropewalk.training import compare
+
+QUICK = {
+    "model.hidden": 16,
+    "model.heads": 2,
+    "model.layers": 1,
+    "batch": 4,
+    "log_every": 2,
+    "evaluate_every": 4,
+    "task.train": 200,
+    "task.validation": 20,
+    "task.test": 20,
+}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _quick() -> Iterator[None]:
+    with quick_collections():
+        yield
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ROPEWALK_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
+
+
+def run(out: Path, *words: str, **options: str) -> int:
+    given = {"task": "induction", "seeds": "1", "steps": "4"} | options
+    settings = [word for key, value in QUICK.items() for word in ("--set", f"{key}={value}")]
+    return main(["train", "--cpu", f"--out={out}", *(f"--{k}={v}" for k, v in given.items()), *settings, *words])
+
+
+def test_encodings_are_trained_compared_and_kept(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(tmp_path / "o", encoding="rope,alibi") == OK
+    captured = capsys.readouterr()
+    assert "induction, small recipe, 4 steps of 4" in captured.out and "summary.md" in captured.out
+    assert captured.out.count("rope, seed 0") == 1 and captured.err == ""
+    assert {p.name for p in (tmp_path / "o").iterdir()} == {"rope", "alibi", "summary.md", "summary.json", "curves.png"}
+    found = json.loads((tmp_path / "o" / "summary.json").read_text())
+    assert [r["encoding"] for r in found["results"]] == ["rope", "alibi"]
+    assert "--encoding rope,alibi" in found["command"] and "--set batch=4" in found["command"]
+    assert found["task"]["train"] == 200 and found["recipe"]["steps"] == 4
+    before = (tmp_path / "o" / "rope" / "seed-0" / "result.json").stat().st_mtime_ns
+    assert run(tmp_path / "o", encoding="rope,nope") == OK
+    assert (tmp_path / "o" / "rope" / "seed-0" / "result.json").stat().st_mtime_ns == before
+
+
+def test_ctrl_c_keeps_what_is_finished(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    real = compare.train
+
+    def stopping(*arguments: object) -> object:
+        if arguments[2] == "alibi":
+            raise KeyboardInterrupt
+        return real(*arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(compare, "train", stopping)
+    assert run(tmp_path / "o", encoding="rope,alibi") == INTERRUPTED
+    assert capsys.readouterr().err == "stopped; finished work is kept\n"
+    assert (tmp_path / "o" / "rope" / "seed-0" / "result.json").exists()
+    assert "| rope |" in (tmp_path / "o" / "summary.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("words", "options", "said"),
+    [
+        ((), {"task": "inductoin"}, "did you mean induction"),
+        ((), {"encoding": "rope,poep"}, "did you mean pope"),
+        ((), {"size": "huge"}, "size='huge'"),
+        ((), {"seeds": "0"}, "seeds=0"),
+        ((), {"steps": "-1"}, "steps=-1"),
+        ((), {"data": "a.txt"}, "makes its own examples"),
+        ((), {"tokenizer": "gpt2"}, "tokens of its own"),
+        (("--set", "model.depth=3"), {}, "model.depth"),
+        (("--set", "task.length=many"), {}, "length='many'"),
+        (("--set", "model.positions=8"), {"encoding": "learned"}, "model.positions=8"),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_2_and_nothing_written(
+    tmp_path: Path, words: tuple[str, ...], options: dict[str, str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(tmp_path / "o", *words, **options) == USER_ERROR
+    error = capsys.readouterr().err.strip()
+    assert said in error and "\n" not in error
+    assert not (tmp_path / "o").exists()
+
+
+def test_data_that_is_missing_or_damaged_leaves_no_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "damaged.json").write_text("{")
+    words = ["train", "--cpu", "--task=chorales", f"--out={tmp_path / 'o'}"]
+    for more, said in (([], "--data"), ([f"--data={tmp_path / 'damaged.json'}"], "damaged.json")):
+        assert main([*words, *more]) == USER_ERROR
+        error = capsys.readouterr().err.strip()
+        assert said in error and "\n" not in error
+    assert not (tmp_path / "o").exists()
+
+
+def test_a_place_that_cant_be_a_folder_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "file").write_text("mine")
+    assert run(tmp_path / "file" / "o", encoding="rope") == USER_ERROR
+    assert "can't write there" in capsys.readouterr().err
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_progress_tells_steps_loss_metric_and_time() -> None:
+    console = Console(width=200, force_terminal=False, record=True)
+    steps = Steps(console, runs=4, metric="accuracy")
+    steps.began("rope, seed 0", 20, 100)
+    steps.moved(40, 0.5, 0.25)
+    (task,) = steps._progress.tasks
+    assert (task.completed, task.total) == (40, 100)
+    assert task.description == "1 of 4: rope, seed 0  loss 0.5000  accuracy 25.0%"
+    assert task.fields["left"] == "00:00"
+    steps.ended("rope, seed 0", 0.75, 65)
+    steps.began("pope, seed 0", 0, 100)
+    assert task.description == "2 of 4: pope, seed 0"
+    steps.ended("pope, seed 0", None, 3700)
+    printed = console.export_text()
+    assert "going on after step 20" in printed and "75.0%" in printed and "01:05" in printed
+    assert "not a number" in printed and "1:01:40" in printed

@@ -1,0 +1,97 @@
+"""The table, the page and the picture of a comparison."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+import pytest
+from tests.training.tiny import SIZE, Echo, recipe
+
+from ropewalk.report.training import _styles, draw_curves, header, markdown, rows, title, write_report
+from ropewalk.training.compare import Comparison
+from ropewalk.training.named import NAMES
+from ropewalk.training.recipe import Recipe
+from ropewalk.training.run import Result
+
+
+@dataclasses.dataclass(frozen=True)
+class Nats(Echo):
+    metric = "nll"
+
+
+def result(name: str, seed: int, value: float | None, diverged: int | None = None) -> Result:
+    return Result(name, seed, "accuracy", value, {}, 10, 1234, 0, 60.0 + seed, 0.012, diverged)
+
+
+def comparison(out: Path, names: tuple[str, ...] = ("rope", "pope", "nope")) -> Comparison:
+    results = (result("rope", 0, 0.5), result("pope", 0, 0.9), result("rope", 1, 0.25), result("pope", 1, None, 7))
+    return Comparison(recipe(), Echo(), names, 2, out, results)
+
+
+def with_curves(found: Comparison) -> Comparison:
+    for r in found.results:
+        place = found.out / r.encoding / f"seed-{r.seed}"
+        place.mkdir(parents=True)
+        points = [{"step": 2, "loss": 1.0}, {"step": 4, "loss": 0.9, "metric": 0.1 * r.seed + 0.2}]
+        points += [{"step": 8, "loss": 0.8, "metric": 0.4}, {"step": 10, "loss": None, "metric": None}]
+        (place / "curve.jsonl").write_text("".join(json.dumps(p) + "\n" for p in points))
+    return found
+
+
+def test_every_seed_is_in_the_table_in_the_order_asked_for(tmp_path: Path) -> None:
+    found = comparison(tmp_path)
+    assert header(found)[:4] == ("encoding", "seed 0", "seed 1", "mean")
+    assert [row[:4] for row in rows(found)] == [
+        ("rope", "50.0%", "25.0%", "37.5%"),
+        ("pope", "90.0%", "not a number (diverged at 7)", "not a number"),
+    ]
+    assert rows(found)[0][4:] == ("1,234", "60", "1.2%")
+    assert all(len(row) == len(header(found)) for row in rows(found))
+    assert "10 steps of 4" in title(found) and "share of sequences" in title(found)
+
+
+def test_a_run_that_isnt_finished_has_a_dash_and_nats_are_nats(tmp_path: Path) -> None:
+    found = Comparison(recipe(), Nats(), ("rope",), 3, tmp_path, (result("rope", 1, 1.23456),))
+    assert rows(found)[0][:5] == ("rope", "–", "1.2346", "–", "1.2346")
+    assert "nats a labelled token" in title(found)
+
+
+def test_the_page_says_how_it_was_made(tmp_path: Path) -> None:
+    page = markdown(comparison(tmp_path), "ropewalk train --task tiny-echo")
+    assert "| rope | 50.0% | 25.0% | 37.5% |" in page and "`ropewalk train --task tiny-echo`" in page
+    assert "16 channels, 2 heads" in page and "rows=48" in page and "learning rate 0.01" in page
+    assert "torch" in page and "processors" in page
+
+
+def test_styles_differ_also_in_grey() -> None:
+    found = list(_styles())[: len(NAMES)]
+    assert len(set(found)) == len(NAMES) and len({dashes for dashes, _ in found[:6]}) == 6
+    assert len({colour for _, colour in found[:6]}) == 6
+
+
+def test_the_picture_has_a_line_a_seed_and_a_name_an_encoding(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from matplotlib.figure import Figure
+
+    drawn: list[Figure] = []
+    real = Figure.savefig
+    monkeypatch.setattr(Figure, "savefig", lambda self, *a, **k: (drawn.append(self), real(self, *a, **k))[1])
+    draw_curves(with_curves(comparison(tmp_path)), tmp_path / "curves.png")
+    (axes,) = drawn[0].axes
+    lines = axes.get_lines()
+    assert [list(line.get_xdata()) for line in lines] == [[4, 8]] * 4
+    assert [list(line.get_ydata()) for line in lines] == [[0.2, 0.4], pytest.approx([0.3, 0.4])] * 2
+    assert axes.get_legend_handles_labels()[1] == ["rope", "pope"]
+    looks = [(line.get_color(), line.get_linestyle()) for line in lines]
+    assert looks[0] == looks[1] != looks[2] == looks[3] and looks[0][1] != looks[2][1]
+    assert (tmp_path / "curves.png").read_bytes()[:4] == b"\x89PNG"
+
+
+def test_a_report_can_be_written_before_any_run_is_finished(tmp_path: Path) -> None:
+    empty = Comparison(Recipe("tiny", "paper", SIZE, 10, 4, 1e-3), Echo(), ("rope",), 1, tmp_path)
+    write_report(empty, "ropewalk train")
+    assert {p.name for p in tmp_path.iterdir()} == {"summary.md", "summary.json", "curves.png"}
+    write_report(with_curves(comparison(tmp_path)), "ropewalk train")
+    data = json.loads((tmp_path / "summary.json").read_text())
+    assert [r["value"] for r in data["results"]] == [0.5, 0.25, 0.9, None] and data["command"] == "ropewalk train"
