@@ -3,9 +3,9 @@
     python benchmarks/extend_study.py smollm2 --lengths 11000 16384 --prompts 3 --out results/extend-smollm2
 
 The search sees the original setting's search prompts only: every rule once, the three best on a second prompt, then
-every DoPE plan on the best rule. Judged in both settings, on prompts that no choice has seen: first plain, the best rule
-and the best plan of each DoPE mode, then the best factor of every other rule. One file of records for each length and
-setting; a run that was stopped goes on.
+every DoPE plan on the best rule. Judged in both settings, on prompts that no choice has seen: first plain, the best
+rule and the best plan of each DoPE mode, then the best factor of every other rule. One file of records for each length
+and setting; a run that was stopped goes on.
 """
 
 from __future__ import annotations

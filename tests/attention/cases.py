@@ -11,6 +11,8 @@ import pytest
 import torch
 from tests.reference import attention as reference
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from ropewalk.attention import attend, scored, unequal, vectors
 from ropewalk.encodings.alibi import ALiBi
@@ -94,15 +96,16 @@ class Case:
         products = reference.products(q, k, scale)
         return products + module.bias(of_queries, of_keys) if isinstance(module, BiasModule) else products
 
-    def seen(self) -> Tensor | None:
-        """Which keys each query may see by order, window and a bool mask, as a score module is told."""
+    def seen(self) -> Tensor:
+        """Which keys each query may see, as a score module is told: by order, window, and a mask's False or -inf."""
         queries, keys = self.q.shape[2], self.k.shape[2]
         causal, window = self.options.get("causal", True), self.options.get("window")
-        rows = [
-            [reference.may_see(n, m, queries, keys, causal, window) for m in range(keys)] for n in range(queries)
-        ]
-        order, mask = torch.tensor(rows, dtype=torch.bool).reshape(1, 1, queries, keys), self.options.get("mask")
-        return order & mask if mask is not None and mask.dtype == torch.bool else order
+        rows = [[reference.may_see(n, m, queries, keys, causal, window) for m in range(keys)] for n in range(queries)]
+        seen = torch.tensor(rows, dtype=torch.bool).reshape(1, 1, queries, keys)
+        for mask in (self.options.get("mask"), self.options.get("bias")):
+            if mask is not None:
+                seen = seen & (mask if mask.dtype == torch.bool else mask != -torch.inf)
+        return seen
 
 
 def case(
@@ -142,11 +145,28 @@ def small_blocks() -> Iterator[None]:
         yield
 
 
+class Largest(TorchDispatchMode):
+    """The most numbers that any tensor made meanwhile has in memory; `given` ones and views of them don't count."""
+
+    def __init__(self, *given: Tensor):
+        super().__init__()
+        self.numbers, self._given = 0, {x.untyped_storage().data_ptr() for x in given}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        for x in tree_leaves(out):
+            if isinstance(x, Tensor) and x.untyped_storage().data_ptr() not in self._given:
+                self.numbers = max(self.numbers, x.untyped_storage().nbytes() // x.element_size())
+        return out
+
+
 def gradients(out: Tensor, wanted: list[Tensor]) -> list[Tensor]:
     """Those of a sum of `out` with fixed weights; 0 where there is none."""
     generator = torch.Generator().manual_seed(7)
     weights = torch.randn(out.shape, generator=generator, dtype=torch.float64)
     total = (out.double() * weights).sum()
+    if not total.requires_grad:  # no query sees anything
+        return [torch.zeros_like(x) for x in wanted]
     found = torch.autograd.grad(total, wanted, allow_unused=True)
     return [torch.zeros_like(x) if g is None else g for x, g in zip(wanted, found, strict=True)]
 

@@ -11,8 +11,8 @@ from ropewalk.attention.visible import Visible
 from ropewalk.encodings.base import Tables
 from ropewalk.encodings.pope import PoPEModule
 
-# Keys at a time: their phases for all heads of a layer stay in a core's cache.
-CHUNK = 256
+# Keys at a time at most, and their numbers over all heads: a megabyte of float32, so that phases stay in the cache.
+CHUNK, CHUNK_NUMBERS = 512, 262144
 # With more queries at once, encoding the keys costs less than it saves.
 MOST_QUERIES = 4
 
@@ -33,24 +33,34 @@ def attend_folded(
     """
     module.check_heads(stored)
     width, groups = module.encoding.width, stored.shape[1]
-    a, b = (_rows(x, groups).transpose(2, 3).to(stored.dtype) for x in module.fold(q, tables[0]))
-    cos, sin = (table.to(stored.dtype).unsqueeze(1) for table in tables[1])
-    rows, rest = a.shape[-1], _rows(q[..., width:], groups).transpose(2, 3)
-    scores = stored.new_empty(*stored.shape[:3], rows)
-    for begin in range(0, stored.shape[2], CHUNK):
-        part = slice(begin, begin + CHUNK)
-        mu = stored[:, :, part, :width]
-        found = (mu * cos[:, :, part]) @ a
-        found += (mu * sin[:, :, part]) @ b
-        if rest.shape[2]:
-            found += stored[:, :, part, width:] @ rest
-        scores[:, :, part] = found
-    by_row = scores.transpose(2, 3).unflatten(2, (-1, q.shape[2])).flatten(1, 2)
-    by_row = by_row.to(torch.promote_types(by_row.dtype, torch.float32)) * scale
+    a, b = (_rows(x, groups) for x in module.fold(q, tables[0]))
+    cos, sin = (table.unsqueeze(1) for table in tables[1])
+    rest = _rows(q[..., width:], groups)
+    dtype = torch.promote_types(stored.dtype, torch.float32)
+    scores = stored.new_empty(*stored.shape[:2], a.shape[2], stored.shape[2], dtype=dtype)
+    size = max(min(CHUNK, CHUNK_NUMBERS // max(stored.shape[0] * groups * width, 1)), 1)
+    for begin in range(0, stored.shape[2], size):
+        part = slice(begin, begin + size)
+        found = _scores(a, b, stored[:, :, part, :width], cos[:, :, part], sin[:, :, part])
+        if rest.shape[-1]:
+            found = found + rest @ stored[:, :, part, width:].transpose(2, 3)
+        scores[..., part] = found
+    by_row = scores.unflatten(2, (-1, q.shape[2])).flatten(1, 2) * scale
     weights = _softmax(by_row, visible).to(v.dtype)
     out: Tensor = _rows(weights, groups) @ v
     by_head: Tensor = out.unflatten(2, (-1, q.shape[2])).flatten(1, 2)
     return by_head
+
+
+def _scores(a: Tensor, b: Tensor, mu: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """sum_c mu_c (a_c cos + b_c sin): (B, G, r, n) for a, b (B, G, r, c), mu (B, G, n, c), tables (1 or B, 1, n, c)."""
+    if a.shape[2] == 1:
+        # One reader a key: what it reads with, worked out key by key, takes fewer passes than two products.
+        turned = (a * cos.to(a.dtype)).addcmul_(b, sin.to(a.dtype))
+        return turned.mul_(mu).sum(dim=-1).unsqueeze(2)
+    a, b, cos, sin = (x.to(mu.dtype) for x in (a, b, cos, sin))
+    found: Tensor = a @ (mu * cos).transpose(2, 3)
+    return found + b @ (mu * sin).transpose(2, 3)
 
 
 def _rows(x: Tensor, groups: int) -> Tensor:

@@ -75,6 +75,9 @@ def attend_scored(
     def block(first: int, last: int) -> Tensor:
         begin, end = visible.span(first, last)
         seen, added = _seen(visible, first, last, begin, end, q.device)
+        if added is not None:  # -inf hides a key as False does: the module must know
+            shown = added != -math.inf
+            seen = shown if seen is None else seen & shown
         scores = module.scores(
             q[:, :, first:last],
             tuple(key[:, :, begin:end] for key in keys),

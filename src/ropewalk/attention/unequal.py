@@ -6,6 +6,7 @@ are needed, and its general path stores all scores.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterator
 from typing import Any
@@ -16,9 +17,10 @@ from torch.autograd.function import once_differentiable
 
 from ropewalk.attention.visible import Visible
 
-# Scores of a tile: half a megabyte of float32, so that they never leave a core's own cache.
-TILE = 131072
-ROWS_FORWARD, ROWS_BACKWARD = (32, 256), (64, 256)
+# Scores of a tile, two megabytes of float32: larger ones leave the cache, smaller ones make products of few rows.
+TILE = 524288
+# Queries a tile, at least and at most; in multiples of the least, as products of odd sizes are slow.
+ROWS_FORWARD, ROWS_BACKWARD = (32, 128), (32, 256)
 # Below, torch's kernel on padded values is quicker than many small products.
 LEAST_KEYS = 512
 
@@ -41,10 +43,13 @@ class Unequal(torch.autograd.Function):
         """(B, H, N, E); a query that sees nothing gets zeros."""
         out = q.new_empty(*q.shape[:3], v.shape[-1])
         k, v = k.contiguous(), v.contiguous()
-        for b, h, g in _heads(q, k):
+        parts = tiles(visible, ROWS_FORWARD)
+        room = q.new_empty(most_scores(parts))
+        for b, heads, g in _groups(q, k):
             keys, values = k[b, g].t(), v[b, g]
-            for first, last, begin, end in tiles(visible, ROWS_FORWARD):
-                weights = _weights(q[b, h, first:last] * scale, keys, visible, (b, h), first, last, begin, end)
+            for h, (first, last, begin, end) in itertools.product(heads, parts):
+                query = q[b, h, first:last] * scale
+                weights = _weights(query, keys, visible, (b, h), (first, last, begin, end), room)
                 torch.mm(weights, values[begin:end], out=out[b, h, first:last])
         ctx.save_for_backward(q, k, v)
         ctx.visible, ctx.scale = visible, scale
@@ -56,31 +61,42 @@ class Unequal(torch.autograd.Function):
         """The weights are made again tile by tile: nothing of size N x M is kept between the passes."""
         q, k, v = ctx.saved_tensors
         visible, scale = ctx.visible, ctx.scale
-        grad_q, grad_k, grad_v = torch.empty_like(q), torch.zeros_like(k), torch.zeros_like(v)
-        for b, h, g in _heads(q, k):
+        grad_q, grad_k, grad_v = torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
+        parts = tiles(visible, ROWS_BACKWARD)
+        room, more_room = (q.new_empty(most_scores(parts)) for _ in range(2))
+        for b, heads, g in _groups(q, k):
             keys, values = k[b, g], v[b, g]
-            into_keys, into_values = grad_k[b, g], grad_v[b, g]
-            for first, last, begin, end in tiles(visible, ROWS_BACKWARD):
+            # Channels before tokens: products whose result is wide are quicker than those whose result is tall.
+            into_keys, into_values = (x.new_zeros(x.shape[1], x.shape[0]) for x in (keys, values))
+            for h, (first, last, begin, end) in itertools.product(heads, parts):
                 query = q[b, h, first:last] * scale
-                weights = _weights(query, keys.t(), visible, (b, h), first, last, begin, end)
+                weights = _weights(query, keys.t(), visible, (b, h), (first, last, begin, end), room)
                 above = gradients[0][b, h, first:last]
-                into_values[begin:end].addmm_(weights.t(), above)
-                of_weights = above @ values[begin:end].t()
-                of_scores = torch._softmax_backward_data(of_weights, weights, -1, weights.dtype)
-                torch.mm(of_scores, keys[begin:end], out=grad_q[b, h, first:last])
-                into_keys[begin:end].addmm_(of_scores.t(), query)
+                into_values[:, begin:end].addmm_(above.t(), weights)
+                changed = more_room[: weights.numel()].view_as(weights)
+                torch.mm(above, values[begin:end].t(), out=changed)
+                torch._softmax_backward_data(changed, weights, -1, weights.dtype, grad_input=changed)
+                torch.mm(changed, keys[begin:end], out=grad_q[b, h, first:last])
+                into_keys[:, begin:end].addmm_(query.t(), changed)
+            grad_k[b, g], grad_v[b, g] = into_keys.t(), into_values.t()
         return grad_q.mul_(scale), grad_k, grad_v, None, None
 
 
-def tiles(visible: Visible, rows: tuple[int, int]) -> Iterator[tuple[int, int, int, int]]:
+def tiles(visible: Visible, rows: tuple[int, int]) -> list[tuple[int, int, int, int]]:
     """(first query, last, first key, last) of each tile: as many queries as fit `TILE` scores, within `rows`."""
-    first = 0
+    found, first = [], 0
     while first < visible.queries:
-        seen = visible.keys if visible.window is None or not visible.causal else visible.window
-        height = min(max(TILE // max(seen, 1), rows[0]), rows[1])
-        last = min(first + height, visible.queries)
-        yield (first, last, *visible.span(first, last))
+        begin, end = visible.span(first, first + 1)
+        height = TILE // (end - begin) // rows[0] * rows[0]
+        last = min(first + min(max(height, rows[0]), rows[1]), visible.queries)
+        found.append((first, last, *visible.span(first, last)))
         first = last
+    return found
+
+
+def most_scores(parts: list[tuple[int, int, int, int]]) -> int:
+    """The scores of the largest tile."""
+    return max(((last - first) * (end - begin) for first, last, begin, end in parts), default=0)
 
 
 def _weights(
@@ -88,17 +104,17 @@ def _weights(
     keys: Tensor,
     visible: Visible,
     head: tuple[int, int],
-    first: int,
-    last: int,
-    begin: int,
-    end: int,
+    tile: tuple[int, int, int, int],
+    room: Tensor,
 ) -> Tensor:
-    """Softmaxed scores (n, m) of one tile of one head; zeros in a row that sees nothing."""
-    scores = query @ keys[:, begin:end]
+    """Softmaxed scores (n, m) of one tile of one head, in `room`; zeros in a row that sees nothing."""
+    first, last, begin, end = tile
+    scores = room[: (last - first) * (end - begin)].view(last - first, end - begin)
+    torch.mm(query, keys[:, begin:end], out=scores)
     if visible.causal:
         _hide_by_order(scores, visible, first, last, begin, end)
     if visible.mask is None:
-        return torch.softmax(scores, dim=-1)
+        return torch.softmax(scores, dim=-1, out=scores)
     batch, heads = visible.mask.shape[:2]
     part = visible.mask_part(first, last, begin, end)
     assert part is not None
@@ -108,7 +124,7 @@ def _weights(
     else:
         scores.add_(part)
     empty = scores.amax(dim=-1, keepdim=True) == -math.inf
-    weights = torch.softmax(scores, dim=-1)
+    weights = torch.softmax(scores, dim=-1, out=scores)
     return weights.masked_fill_(empty, 0.0) if bool(empty.any()) else weights
 
 
@@ -124,9 +140,9 @@ def _hide_by_order(scores: Tensor, visible: Visible, first: int, last: int, begi
         scores[:, : late - begin].masked_fill_(gone, -math.inf)
 
 
-def _heads(q: Tensor, k: Tensor) -> Iterator[tuple[int, int, int]]:
-    """(row of the batch, query head, key head), key heads slowest, so that a group's keys stay in the cache."""
+def _groups(q: Tensor, k: Tensor) -> Iterator[tuple[int, range, int]]:
+    """(row of the batch, query heads, the key head they read)."""
     size = q.shape[1] // k.shape[1]
     for b in range(q.shape[0]):
-        for h in range(q.shape[1]):
-            yield b, h, h // size
+        for g in range(k.shape[1]):
+            yield b, range(g * size, (g + 1) * size), g

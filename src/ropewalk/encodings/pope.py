@@ -98,7 +98,7 @@ class PoPEModule(RotaryModule):
         self.register_buffer("frequencies", encoding.frequencies(), persistent=False)
         self.delta: nn.Parameter | None = None
         if encoding.delta != "none":
-            self.delta = nn.Parameter(torch.zeros(encoding.num_kv_heads, encoding.width))
+            self.delta = nn.Parameter(torch.zeros(encoding.num_kv_heads, encoding.width, dtype=torch.float32))
             if encoding.delta == "uniform":
                 nn.init.uniform_(self.delta, -2 * math.pi, 0.0)
 

@@ -60,5 +60,7 @@ def is_run(of_queries: Tensor, of_keys: Tensor) -> bool:
     """
     if of_queries.device.type != "cpu" or torch.compiler.is_compiling():
         return False
-    counts = all(bool((p.diff(dim=-1) == 1).all()) for p in (of_queries, of_keys))
-    return counts and bool((of_queries[:, :1] - of_keys[:, :1] == of_queries[0, 0] - of_keys[0, 0]).all())
+    # In int64: uint8 positions would count up from 255 to 0.
+    counts = all(bool((p.long().diff(dim=-1) == 1).all()) for p in (of_queries, of_keys))
+    ahead = of_queries[:, :1].long() - of_keys[:, :1].long()
+    return counts and bool((ahead == ahead[:1]).all())
