@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from encoding_measure import turns
 from transformers.cache_utils import DynamicCache
 
 from ropewalk import DoPE, HeadSelection, RoPE, installed, load_model, measure
@@ -110,7 +111,7 @@ def _passes(model: Any, ids: torch.Tensor, options: argparse.Namespace) -> list[
     }
     jobs["forward without a cache"] = forward
     jobs["calibration pass"] = calibration
-    times = _turns(jobs, options.repeats)
+    times = turns(jobs, options.repeats)
     rows = [
         _row(f"prefill, {name}", times[name], times["plain"], limit)
         for name, limit in (("plain RoPE through the seam", 1.02), ("by-all with 5 query heads", 1.03))
@@ -136,7 +137,7 @@ def _decoding(model: Any, ids: torch.Tensor, options: argparse.Namespace) -> lis
             model(input_ids=torch.tensor([[5]]), past_key_values=caches[name], use_cache=True)
             return time.perf_counter() - began
 
-    times = _turns({name: (lambda name=name: decode(name)) for name in variants}, DECODED * options.repeats)
+    times = turns({name: (lambda name=name: decode(name)) for name in variants}, DECODED * options.repeats)
     return [
         _row(f"decoding a token, {name}", times[name], times["plain"], limit)
         for name, limit in (("plain RoPE through the seam", 1.02), ("by-all with 5 query heads", 1.05))
@@ -191,19 +192,6 @@ def _use_memory(model: Any, ids: torch.Tensor, kind: str) -> None:
         measure(model, ids, stages=STAGES)
     status = Path("/proc/self/status").read_text()
     print(next(line.split()[1] for line in status.splitlines() if line.startswith("VmHWM")))
-
-
-def _turns(jobs: dict[str, Callable[[], float]], repeats: int) -> dict[str, list[float]]:
-    """Seconds of each job in each round, after one round that isn't counted; the order changes every round."""
-    times: dict[str, list[float]] = {name: [] for name in jobs}
-    order = list(jobs)
-    for round_ in range(repeats + 1):
-        random.Random(round_).shuffle(order)
-        for name in order:
-            seconds = jobs[name]()
-            if round_:
-                times[name].append(seconds)
-    return times
 
 
 def _row(name: str, ours: list[float], plain: list[float], limit: float) -> tuple[str, ...]:

@@ -16,7 +16,7 @@ from ropewalk.encodings.base import Encoding
 from ropewalk.encodings.dual_chunk import DualChunk
 from ropewalk.encodings.nope import NoPE
 from ropewalk.encodings.per_layer import PerLayer
-from ropewalk.encodings.remap import Remap, RemapModule, grouped_scores
+from ropewalk.encodings.remap import Remap, RemapModule, grouped_products
 from ropewalk.encodings.rerope import ReRoPE
 from ropewalk.encodings.rope import RoPE
 from ropewalk.encodings.self_extend import SelfExtend
@@ -233,9 +233,9 @@ class TestWork:
 
         def counted(q: torch.Tensor, k: torch.Tensor) -> torch.Tensor:
             keys.append(k.shape[2])
-            return grouped_scores(q, k)
+            return grouped_products(q, k)
 
-        monkeypatch.setattr("ropewalk.encodings.remap.grouped_scores", counted)
+        monkeypatch.setattr("ropewalk.encodings.remap.grouped_products", counted)
         return keys
 
     @pytest.mark.parametrize(

@@ -37,15 +37,12 @@ def attend_folded(
     cos, sin = (table.unsqueeze(1) for table in tables[1])
     rest = _rows(q[..., width:], groups)
     dtype = torch.promote_types(stored.dtype, torch.float32)
-    scores = stored.new_empty(*stored.shape[:2], a.shape[2], stored.shape[2], dtype=dtype)
     size = max(min(CHUNK, CHUNK_NUMBERS // max(stored.shape[0] * groups * width, 1)), 1)
-    for begin in range(0, stored.shape[2], size):
-        part = slice(begin, begin + size)
-        found = _scores(a, b, stored[:, :, part, :width], cos[:, :, part], sin[:, :, part])
-        if rest.shape[-1]:
-            found = found + rest @ stored[:, :, part, width:].transpose(2, 3)
-        scores[..., part] = found
-    by_row = scores.unflatten(2, (-1, q.shape[2])).flatten(1, 2) * scale
+    found = []
+    for keys, c, s in zip(*(x.split(size, dim=2) for x in (stored, cos, sin)), strict=True):
+        part = _scores(a, b, keys[..., :width], c, s).to(dtype)
+        found.append(part + rest @ keys[..., width:].transpose(2, 3) if rest.shape[-1] else part)
+    by_row = torch.cat(found, dim=-1).unflatten(2, (-1, q.shape[2])).flatten(1, 2) * scale
     weights = _softmax(by_row, visible).to(v.dtype)
     out: Tensor = _rows(weights, groups) @ v
     by_head: Tensor = out.unflatten(2, (-1, q.shape[2])).flatten(1, 2)

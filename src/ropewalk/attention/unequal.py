@@ -20,7 +20,9 @@ from ropewalk.attention.visible import Visible
 # Scores of a tile, two megabytes of float32: larger ones leave the cache, smaller ones make products of few rows.
 TILE = 524288
 # Queries a tile, at least and at most; in multiples of the least, as products of odd sizes are slow.
-ROWS_FORWARD, ROWS_BACKWARD = (32, 128), (32, 256)
+ROWS_FORWARD, ROWS_BACKWARD = (32, 128), (32, 128)
+# First query, last, first key, last.
+Tile = tuple[int, int, int, int]
 # Below, torch's kernel on padded values is quicker than many small products.
 LEAST_KEYS = 512
 
@@ -43,13 +45,14 @@ class Unequal(torch.autograd.Function):
         """(B, H, N, E); a query that sees nothing gets zeros."""
         out = q.new_empty(*q.shape[:3], v.shape[-1])
         k, v = k.contiguous(), v.contiguous()
-        parts = tiles(visible, ROWS_FORWARD)
-        room = q.new_empty(most_scores(parts))
+        parts = _ordered(visible, ROWS_FORWARD, q.device)
+        room = q.new_empty(_most_scores(parts))
         for b, heads, g in _groups(q, k):
             keys, values = k[b, g].t(), v[b, g]
-            for h, (first, last, begin, end) in itertools.product(heads, parts):
+            for h, (tile, late) in itertools.product(heads, parts):
+                first, last, begin, end = tile
                 query = q[b, h, first:last] * scale
-                weights = _weights(query, keys, visible, (b, h), (first, last, begin, end), room)
+                weights = _weights(query, keys, visible, (b, h), tile, late, room)
                 torch.mm(weights, values[begin:end], out=out[b, h, first:last])
         ctx.save_for_backward(q, k, v)
         ctx.visible, ctx.scale = visible, scale
@@ -62,15 +65,16 @@ class Unequal(torch.autograd.Function):
         q, k, v = ctx.saved_tensors
         visible, scale = ctx.visible, ctx.scale
         grad_q, grad_k, grad_v = torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
-        parts = tiles(visible, ROWS_BACKWARD)
-        room, more_room = (q.new_empty(most_scores(parts)) for _ in range(2))
+        parts = _ordered(visible, ROWS_BACKWARD, q.device)
+        room, more_room = (q.new_empty(_most_scores(parts)) for _ in range(2))
         for b, heads, g in _groups(q, k):
             keys, values = k[b, g], v[b, g]
             # Channels before tokens: products whose result is wide are quicker than those whose result is tall.
             into_keys, into_values = (x.new_zeros(x.shape[1], x.shape[0]) for x in (keys, values))
-            for h, (first, last, begin, end) in itertools.product(heads, parts):
+            for h, (tile, late) in itertools.product(heads, parts):
+                first, last, begin, end = tile
                 query = q[b, h, first:last] * scale
-                weights = _weights(query, keys.t(), visible, (b, h), (first, last, begin, end), room)
+                weights = _weights(query, keys.t(), visible, (b, h), tile, late, room)
                 above = gradients[0][b, h, first:last]
                 into_values[:, begin:end].addmm_(above.t(), weights)
                 changed = more_room[: weights.numel()].view_as(weights)
@@ -82,8 +86,8 @@ class Unequal(torch.autograd.Function):
         return grad_q.mul_(scale), grad_k, grad_v, None, None
 
 
-def tiles(visible: Visible, rows: tuple[int, int]) -> list[tuple[int, int, int, int]]:
-    """(first query, last, first key, last) of each tile: as many queries as fit `TILE` scores, within `rows`."""
+def tiles(visible: Visible, rows: tuple[int, int]) -> list[Tile]:
+    """All tiles, in order: as many queries as fit `TILE` scores, within `rows`."""
     found, first = [], 0
     while first < visible.queries:
         begin, end = visible.span(first, first + 1)
@@ -94,9 +98,18 @@ def tiles(visible: Visible, rows: tuple[int, int]) -> list[tuple[int, int, int, 
     return found
 
 
-def most_scores(parts: list[tuple[int, int, int, int]]) -> int:
+def _ordered(visible: Visible, rows: tuple[int, int], device: torch.device) -> list[tuple[Tile, Tensor | None]]:
+    """Each tile, and what causal order hides of its last keys: the same for all heads, so made once."""
+    found = []
+    for first, last, begin, end in tiles(visible, rows):
+        late = visible.hidden(first, last, max(begin, end - (last - first)), end, device)
+        found.append(((first, last, begin, end), late))
+    return found
+
+
+def _most_scores(parts: list[tuple[Tile, Tensor | None]]) -> int:
     """The scores of the largest tile."""
-    return max(((last - first) * (end - begin) for first, last, begin, end in parts), default=0)
+    return max(((last - first) * (end - begin) for (first, last, begin, end), _ in parts), default=0)
 
 
 def _weights(
@@ -104,15 +117,16 @@ def _weights(
     keys: Tensor,
     visible: Visible,
     head: tuple[int, int],
-    tile: tuple[int, int, int, int],
+    tile: Tile,
+    late: Tensor | None,
     room: Tensor,
 ) -> Tensor:
     """Softmaxed scores (n, m) of one tile of one head, in `room`; zeros in a row that sees nothing."""
     first, last, begin, end = tile
     scores = room[: (last - first) * (end - begin)].view(last - first, end - begin)
     torch.mm(query, keys[:, begin:end], out=scores)
-    if visible.causal:
-        _hide_by_order(scores, visible, first, last, begin, end)
+    if late is not None:
+        _hide_by_order(scores, visible, tile, late)
     if visible.mask is None:
         return torch.softmax(scores, dim=-1, out=scores)
     batch, heads = visible.mask.shape[:2]
@@ -128,16 +142,15 @@ def _weights(
     return weights.masked_fill_(empty, 0.0) if bool(empty.any()) else weights
 
 
-def _hide_by_order(scores: Tensor, visible: Visible, first: int, last: int, begin: int, end: int) -> None:
-    """Only the last `last - first` keys of a causal tile can be later than one of its queries."""
-    late = max(begin, end - (last - first))
-    hidden = visible.hidden(first, last, late, end, scores.device)
-    assert hidden is not None
-    scores[:, late - begin :].masked_fill_(hidden, -math.inf)
-    if visible.window is not None and late > begin:
-        gone = visible.hidden(first, last, begin, late, scores.device)
+def _hide_by_order(scores: Tensor, visible: Visible, tile: Tile, late: Tensor) -> None:
+    """Only the last `last - first` keys of a causal tile can be later than one of its queries: `late` says which."""
+    first, last, begin, end = tile
+    width = end - begin - late.shape[1]
+    scores[:, width:].masked_fill_(late, -math.inf)
+    if visible.window is not None and width:
+        gone = visible.hidden(first, last, begin, begin + width, scores.device)
         assert gone is not None
-        scores[:, : late - begin].masked_fill_(gone, -math.inf)
+        scores[:, :width].masked_fill_(gone, -math.inf)
 
 
 def _groups(q: Tensor, k: Tensor) -> Iterator[tuple[int, range, int]]:

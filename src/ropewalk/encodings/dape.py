@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn.functional import leaky_relu, linear
 
 from ropewalk.encodings.base import BiasModule, Encoding, ScoreModule
+from ropewalk.encodings.products import grouped_products
 from ropewalk.errors import ArgumentError
 from ropewalk.schedule import check_count
 
@@ -86,15 +87,9 @@ class DAPEModule(ScoreModule):
 
 
 def scaled_products(q: Tensor, k: Tensor, scale: float) -> Tensor:
-    """q·k * scale, (B, H, N, M) float32 or wider, for q (B, H, N, d) and k (B, G, M, d) where G divides H.
-
-    Query head h reads key head h // (H // G); keys aren't copied for it.
-    """
+    """q·k * scale, (B, H, N, M) float32 or wider, for q (B, H, N, d) and k (B, G, M, d) where G divides H."""
     dtype = torch.promote_types(q.dtype, torch.float32)
-    batch, heads, queries, channels = q.shape
-    groups, keys = k.shape[1], k.shape[2]
-    folded = q.to(dtype).reshape(batch, groups, heads // groups * queries, channels)
-    return (folded @ k.to(dtype).transpose(-1, -2)).reshape(batch, heads, queries, keys) * scale
+    return grouped_products(q.to(dtype), k.to(dtype)) * scale
 
 
 def _applied(layer: torch.nn.Linear, x: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ropewalk.encodings.base import Encoding, ScoreModule
 from ropewalk.encodings.per_layer import PerLayer
+from ropewalk.encodings.products import grouped_products
 from ropewalk.encodings.rope import RoPE, RoPEModule
 from ropewalk.errors import ArgumentError
 
@@ -108,7 +109,7 @@ class RemapModule(ScoreModule):
             if first == last:
                 continue
             key = keys[self.key_of_piece[number]][:, :, first:last]
-            piece = grouped_scores(self._rotated(q, positions), key) * scale
+            piece = grouped_products(self._rotated(q, positions), key) * scale
             if found is None and last - first == shape[-1]:
                 found = piece  # pairs of other pieces are overwritten below
                 continue
@@ -119,14 +120,6 @@ class RemapModule(ScoreModule):
 
     def _rotated(self, x: Tensor, positions: Tensor) -> Tensor:
         return self.rope.rotate(x, *self.rope.tables(positions, x.dtype))
-
-
-def grouped_scores(q: Tensor, k: Tensor) -> Tensor:
-    """Dot products (B, H, N, M) of q (B, H, N, d) and k (B, G, M, d); query head h reads key head h // (H // G)."""
-    batch, heads, tokens, width = q.shape
-    # The group's queries stand below one another, so that no key is copied.
-    stacked = q.reshape(batch, k.shape[1], heads // k.shape[1] * tokens, width)
-    return (stacked @ k.transpose(-1, -2)).reshape(batch, heads, tokens, k.shape[2])
 
 
 def _columns(taken: Tensor) -> tuple[int, int]:
