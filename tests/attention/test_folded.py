@@ -24,8 +24,7 @@ def decoded(
     module: PoPEModule, qkv: list[torch.Tensor], positions: tuple[torch.Tensor, torch.Tensor], visible: Visible
 ) -> torch.Tensor:
     q, k, v = qkv
-    tables = module.tables(positions[0]), module.tables(positions[1])
-    return attend_folded(module, q, module.stored(k), v, tables, visible, D**-0.5)
+    return attend_folded(module, q, module.stored(k), v, positions[0], module.tables(positions[1]), visible, D**-0.5)
 
 
 @given(
@@ -104,10 +103,10 @@ def test_a_number_that_is_none_is_shown() -> None:
 
 def test_nothing_of_twice_the_size_is_made_for_all_keys() -> None:
     module = PoPE(64, 2).module()
-    q, k, v = torch.randn(1, HEADS, 1, 64), torch.randn(1, 2, 4096, 64), torch.randn(1, 2, 4096, 64)
-    tables, stored = (module.tables(torch.tensor([[4095]])), module.tables(torch.arange(4096)[None])), module.stored(k)
-    with torch.no_grad(), Largest(q, v, stored, *tables[0], *tables[1]) as largest:
-        attend_folded(module, q, stored, v, tables, Visible(1, 4096), 0.1)
+    q, k, v = torch.randn(1, HEADS, 1, 64), torch.randn(1, 2, 32768, 64), torch.randn(1, 2, 32768, 64)
+    at, tables, stored = torch.tensor([[32767]]), module.tables(torch.arange(32768)[None]), module.stored(k)
+    with torch.no_grad(), Largest(q, v, stored, *tables) as largest:
+        attend_folded(module, q, stored, v, at, tables, Visible(1, 32768), 0.1)
     assert largest.numbers <= stored.numel() // 8
 
 

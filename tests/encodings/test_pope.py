@@ -232,7 +232,7 @@ class TestCache:
         assert stored.shape == k.shape
         assert all(map(torch.equal, module.encode_stored(q, stored, positions, tables), whole))
         assert all(map(torch.equal, module(q, k, positions), whole))
-        a, b = module.fold(q, tables[0])
+        a, b = module.fold(q, positions[0])
         stored = stored.repeat_interleave(size, dim=1)
         mu, (cos, sin) = stored[..., :width], (table[:, None] for table in tables[1])
         folded = a @ (mu * cos).transpose(-1, -2) + b @ (mu * sin).transpose(-1, -2)

@@ -11,8 +11,8 @@ from ropewalk.attention.visible import Visible
 from ropewalk.encodings.base import Tables
 from ropewalk.encodings.pope import PoPEModule
 
-# Keys at a time at most, and their numbers over all heads: a megabyte of float32, so that phases stay in the cache.
-CHUNK, CHUNK_NUMBERS = 512, 262144
+# Keys at a time at most, and their numbers over all heads: four megabytes of float32, which a shared cache holds.
+CHUNK, CHUNK_NUMBERS = 2048, 1048576
 # With more queries at once, encoding the keys costs less than it saves.
 MOST_QUERIES = 4
 
@@ -22,22 +22,24 @@ def attend_folded(
     q: Tensor,
     stored: Tensor,
     v: Tensor,
-    tables: tuple[Tables, Tables],
+    of_queries: Tensor,
+    tables: Tables,
     visible: Visible,
     scale: float,
 ) -> Tensor:
     """Attention of a few queries q (B, H, N, d) over what a cache keeps of the keys (B, G, M, d): (B, H, N, E).
 
     score = sum_c mu_k,c (a_c cos(s theta_c) + b_c sin(s theta_c)) with a and b of `PoPEModule.fold` (the equation 8 of
-    PoPE, its cosine taken apart). `tables` of the queries' and the keys' positions, (1 or B, ·, width).
+    PoPE, its cosine taken apart). Queries are at positions (1 or B, N); `tables` are the keys', (1 or B, M, width).
     """
     module.check_heads(stored)
     width, groups = module.encoding.width, stored.shape[1]
-    a, b = (_rows(x, groups) for x in module.fold(q, tables[0]))
-    cos, sin = (table.unsqueeze(1) for table in tables[1])
+    a, b = (_rows(x, groups) for x in module.fold(q, of_queries))
+    cos, sin = (table.unsqueeze(1) for table in tables)
     rest = _rows(q[..., width:], groups)
     dtype = torch.promote_types(stored.dtype, torch.float32)
-    size = max(min(CHUNK, CHUNK_NUMBERS // max(stored.shape[0] * groups * width, 1)), 1)
+    most = max(min(CHUNK, CHUNK_NUMBERS // max(stored.shape[0] * groups * width, 1)), 1)
+    size = math.ceil(stored.shape[2] / math.ceil(stored.shape[2] / most))
     found = []
     for keys, c, s in zip(*(x.split(size, dim=2) for x in (stored, cos, sin)), strict=True):
         part = _scores(a, b, keys[..., :width], c, s).to(dtype)

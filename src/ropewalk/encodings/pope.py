@@ -117,8 +117,12 @@ class PoPEModule(RotaryModule):
         if self.delta is None:
             return None
         delta = self.delta.float()
+        if self.encoding.bound == "free":
+            return delta
+        if not torch.is_grad_enabled():
+            return delta.clamp(-2 * math.pi, 0.0)
         clamped: Tensor = Clamp.apply(delta)  # type: ignore[no-untyped-call]
-        return clamped if self.encoding.bound == "clamp" else delta
+        return clamped
 
     def stored(self, k: Tensor) -> Tensor:
         """What a cache keeps of k (B, G, M, d): the magnitudes of the encoded channels, the others as they are."""
@@ -146,18 +150,19 @@ class PoPEModule(RotaryModule):
         cos_q, sin_q = (_over_heads(table) for table in tables[0])
         return self._polar(self.stored(q), cos_q, sin_q), self._polar(k, cos, sin)
 
-    def fold(self, q: Tensor, tables: Tables) -> tuple[Tensor, Tensor]:
+    def fold(self, q: Tensor, of_queries: Tensor) -> tuple[Tensor, Tensor]:
         """The query's side of a score whose keys hold no phase: a, b (B, H, N, width) float32.
 
         A score is sum_c mu_k,c (a_c cos(s theta_c) + b_c sin(s theta_c)), with a = mu_q cos(t theta - delta) and b
-        the same with sin; `tables` are those of the queries' positions t.
+        the same with sin, for q (B, H, N, d) at positions t (1 or B, N).
         """
         mu = self.stored(q)[..., : self.encoding.width].float()
-        cos, sin = (_over_heads(table) for table in tables)
+        cos, sin = (_over_heads(table) for table in self.tables(of_queries))
         delta = self.phase()
         if delta is not None:
-            delta = delta.repeat_interleave(q.shape[1] // delta.shape[0], dim=0)
-            c, s = delta.cos()[:, None], delta.sin()[:, None]
+            # Turned back by delta, not t theta - delta: far from 0 the difference would lose delta's digits.
+            delta = delta.repeat_interleave(q.shape[1] // delta.shape[0], dim=0)[:, None]
+            c, s = delta.cos(), delta.sin()
             cos, sin = cos * c + sin * s, sin * c - cos * s
         return mu * cos, mu * sin
 

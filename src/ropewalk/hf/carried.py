@@ -28,8 +28,11 @@ def channels(dtype: torch.dtype) -> int:
 def with_positions(x: Tensor, positions: Tensor) -> Tensor:
     """x (B, H, N, d) with its tokens' positions (1 or B, N) as further channels at the end."""
     count, base = _DIGITS[x.dtype]
-    digits = [positions.div(base**power, rounding_mode="floor") % base for power in range(count)]
-    carried = torch.stack(digits, dim=-1).to(x.dtype)[:, None]
+    if count == 1:
+        carried = positions.to(x.dtype)[:, None, :, None]
+    else:
+        digits = [positions.div(base**power, rounding_mode="floor") % base for power in range(count)]
+        carried = torch.stack(digits, dim=-1).to(x.dtype)[:, None]
     return torch.cat((x, carried.expand(x.shape[0], x.shape[1], -1, -1)), dim=-1)
 
 
@@ -44,8 +47,9 @@ def without_positions(x: Tensor, at: int) -> tuple[Tensor, Tensor]:
     digits = carried.long()
     if x.device.type == "cpu" and not torch.compiler.is_compiling() and not torch.equal(digits.to(x.dtype), carried):
         raise RopewalkError("cached keys lost their positions: a cache that rounds keys can't hold content")
-    positions = sum(digits[..., power] * base**power for power in range(count))
-    assert isinstance(positions, Tensor)
+    positions = digits[..., 0]
+    for power in range(1, count):
+        positions = positions + digits[..., power] * base**power
     if at + count == x.shape[-1]:
         return x[..., :at], positions
     return torch.cat((x[..., :at], x[..., at + count :]), dim=-1), positions

@@ -6,7 +6,9 @@ keys already cached, and PoPE keeps d numbers a key.
 
 from __future__ import annotations
 
+import functools
 import math
+from collections.abc import Callable
 from typing import Any, TypeGuard
 
 import torch
@@ -16,7 +18,7 @@ from ropewalk.attention.folded import MOST_QUERIES, attend_folded
 from ropewalk.attention.scored import attend_biased, attend_scored
 from ropewalk.attention.vectors import attend_vectors
 from ropewalk.attention.visible import Visible
-from ropewalk.encodings.base import BiasModule, EncodingModule, RotaryModule, ScoreModule
+from ropewalk.encodings.base import BiasModule, EncodingModule, RotaryModule, ScoreModule, Tables
 from ropewalk.encodings.pope import PoPEModule
 from ropewalk.encodings.positions import is_run
 from ropewalk.errors import ArgumentError, UnsupportedModelError
@@ -131,14 +133,15 @@ class ContentAttention(AttentionRegistry):
             follow(module, q.device)
             if self._tables is not None:
                 assert isinstance(module, RotaryModule)
-                tables = self._tables.of(module, of_queries, q.dtype), self._tables.of(module, of_keys, k.dtype)
+                of_key = self._tables.of(module, of_keys, k.dtype)
+                of_query = functools.partial(self._tables.of, module, of_queries, q.dtype)
                 if not isinstance(module, PoPEModule):
-                    q, k = module.encode(q, k, (of_queries, of_keys), tables)
+                    q, k = module.encode(q, k, (of_queries, of_keys), (of_query(), of_key))
                     inner = OwnKeyAttention(None, module).wrapped(attention, name)
                     return inner(layer, q, k, value, attention_mask, *args, **kwargs)
             call = Call(layer, name or EAGER, attention, attention_mask, kwargs, q, k, value)
             if isinstance(module, PoPEModule):
-                return call.polar(module, (of_queries, of_keys), tables)
+                return call.polar(module, (of_queries, of_keys), of_query, of_key)
             if isinstance(module, BiasModule):
                 return call.biased(module, (of_queries, of_keys))
             assert isinstance(module, ScoreModule)
@@ -167,12 +170,18 @@ class Call:
         self.scale = q.shape[-1] ** -0.5 if scale is None else float(scale)
         self.dropout = float(options.get("dropout") or 0.0)
 
-    def polar(self, module: PoPEModule, positions: tuple[Tensor, Tensor], tables: Any) -> tuple[Tensor, Tensor | None]:
+    def polar(
+        self,
+        module: PoPEModule,
+        positions: tuple[Tensor, Tensor],
+        of_query: Callable[[], Tables],
+        of_key: Tables,
+    ) -> tuple[Tensor, Tensor | None]:
         """PoPE: a few queries folded over cached magnitudes, more with all phases put in for the moment."""
         q, k, v = self._q, self._k, self._v
         if self._name == SDPA and q.shape[2] <= MOST_QUERIES < k.shape[2] and not self.dropout:
-            return _output(attend_folded(module, q, k, v, tables, self._visible("PoPE"), self.scale))
-        encoded_q, encoded_k = module.encode_stored(q, k, positions, tables)
+            return _output(attend_folded(module, q, k, v, positions[0], of_key, self._visible("PoPE"), self.scale))
+        encoded_q, encoded_k = module.encode_stored(q, k, positions, (of_query(), of_key))
         if self._name in (EAGER, FLEX):
             options = {**self._options, "scaling": self.scale}
             return self._attention(self._layer, encoded_q, encoded_k, v, self._mask, **options)
