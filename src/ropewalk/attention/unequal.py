@@ -6,7 +6,6 @@ are needed, and its general path stores all scores.
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Iterator
 from typing import Any
@@ -17,12 +16,14 @@ from torch.autograd.function import once_differentiable
 
 from ropewalk.attention.visible import Visible
 
-# Scores of a tile, two megabytes of float32: larger ones leave the cache, smaller ones make products of few rows.
+# Scores of a tile, two megabytes of float32 for each thread: smaller ones make many small products.
 TILE = 524288
 # Queries a tile, at least and at most; in multiples of the least, as products of odd sizes are slow.
-ROWS_FORWARD, ROWS_BACKWARD = (32, 128), (32, 128)
+ROWS_FORWARD, ROWS_BACKWARD = (32, 256), (32, 256)
 # First query, last, first key, last.
 Tile = tuple[int, int, int, int]
+# Heads at once at most: each takes a tile of its own.
+MOST_HEADS = 16
 # Below, torch's kernel on padded values is quicker than many small products.
 LEAST_KEYS = 512
 
@@ -44,16 +45,16 @@ class Unequal(torch.autograd.Function):
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, visible: Visible, scale: float) -> Tensor:
         """(B, H, N, E); a query that sees nothing gets zeros."""
         out = q.new_empty(*q.shape[:3], v.shape[-1])
-        k, v = k.contiguous(), v.contiguous()
+        queries, into, every_key, every_value = (x.flatten(0, 1) for x in (q, out, k, v))
         parts = _ordered(visible, ROWS_FORWARD, q.device)
-        room = q.new_empty(_most_scores(parts))
-        for b, heads, g in _groups(q, k):
-            keys, values = k[b, g].t(), v[b, g]
-            for h, (tile, late) in itertools.product(heads, parts):
+        room = q.new_empty(_most_scores(parts) * together(q))
+        for heads, read in _batches(q, k):
+            keys, values = every_key[read].transpose(1, 2), every_value[read]
+            for tile, late in parts:
                 first, last, begin, end = tile
-                query = q[b, h, first:last] * scale
-                weights = _weights(query, keys, visible, (b, h), tile, late, room)
-                torch.mm(weights, values[begin:end], out=out[b, h, first:last])
+                query = queries[heads, first:last] * scale
+                weights = _weights(query, keys, visible, (heads, q.shape[1]), tile, late, room)
+                torch.bmm(weights, values[:, begin:end], out=into[heads, first:last])
         ctx.save_for_backward(q, k, v)
         ctx.visible, ctx.scale = visible, scale
         return out
@@ -64,26 +65,46 @@ class Unequal(torch.autograd.Function):
         """The weights are made again tile by tile: nothing of size N x M is kept between the passes."""
         q, k, v = ctx.saved_tensors
         visible, scale = ctx.visible, ctx.scale
-        grad_q, grad_k, grad_v = torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
+        queries, aboves, every_key, every_value = (x.flatten(0, 1) for x in (q, gradients[0], k, v))
+        grad_q = torch.empty_like(queries)
+        grad_k, grad_v = torch.zeros_like(every_key), torch.zeros_like(every_value)
         parts = _ordered(visible, ROWS_BACKWARD, q.device)
-        room, more_room = (q.new_empty(_most_scores(parts)) for _ in range(2))
-        for b, heads, g in _groups(q, k):
-            keys, values = k[b, g], v[b, g]
+        room, more_room = (q.new_empty(_most_scores(parts) * together(q)) for _ in range(2))
+        for heads, read in _batches(q, k):
+            keys, values = every_key[read], every_value[read]
             # Channels before tokens: products whose result is wide are quicker than those whose result is tall.
-            into_keys, into_values = (x.new_zeros(x.shape[1], x.shape[0]) for x in (keys, values))
-            for h, (tile, late) in itertools.product(heads, parts):
+            into_keys, into_values = (x.new_zeros(x.shape[0], x.shape[2], x.shape[1]) for x in (keys, values))
+            for tile, late in parts:
                 first, last, begin, end = tile
-                query = q[b, h, first:last] * scale
-                weights = _weights(query, keys.t(), visible, (b, h), tile, late, room)
-                above = gradients[0][b, h, first:last]
-                into_values[:, begin:end].addmm_(above.t(), weights)
+                query = queries[heads, first:last] * scale
+                weights = _weights(query, keys.transpose(1, 2), visible, (heads, q.shape[1]), tile, late, room)
+                above = aboves[heads, first:last]
+                into_values[:, :, begin:end].baddbmm_(above.transpose(1, 2), weights)
                 changed = more_room[: weights.numel()].view_as(weights)
-                torch.mm(above, values[begin:end].t(), out=changed)
+                torch.bmm(above, values[:, begin:end].transpose(1, 2), out=changed)
                 torch._softmax_backward_data(changed, weights, -1, weights.dtype, grad_input=changed)
-                torch.mm(changed, keys[begin:end], out=grad_q[b, h, first:last])
-                into_keys[:, begin:end].addmm_(query.t(), changed)
-            grad_k[b, g], grad_v[b, g] = into_keys.t(), into_values.t()
-        return grad_q.mul_(scale), grad_k, grad_v, None, None
+                torch.bmm(changed, keys[:, begin:end], out=grad_q[heads, first:last])
+                into_keys[:, :, begin:end].baddbmm_(query.transpose(1, 2), changed)
+            for into, found in ((grad_k, into_keys), (grad_v, into_values)):
+                if isinstance(read, slice):
+                    into[read] = found.transpose(1, 2)
+                else:
+                    into.index_add_(0, read, found.transpose(1, 2))
+        return grad_q.mul_(scale).view_as(q), grad_k.view_as(k), grad_v.view_as(v), None, None
+
+
+def together(q: Tensor) -> int:
+    """How many heads are worked on at once: one a thread, as products of one head share their threads badly."""
+    return min(torch.get_num_threads(), MOST_HEADS, q.shape[0] * q.shape[1])
+
+
+def _batches(q: Tensor, k: Tensor) -> Iterator[tuple[slice, slice | Tensor]]:
+    """Heads of all rows, some at a time, and which key heads they read: the same ones, or a list of them."""
+    total, size = q.shape[0] * q.shape[1], q.shape[1] // k.shape[1]
+    for first in range(0, total, together(q)):
+        heads = slice(first, min(first + together(q), total))
+        # Query head h of row b is head b H + h of all, and reads key head (b H + h) // (H // G) of all.
+        yield heads, heads if size == 1 else torch.arange(heads.start, heads.stop, device=q.device) // size
 
 
 def tiles(visible: Visible, rows: tuple[int, int]) -> list[Tile]:
@@ -116,23 +137,21 @@ def _weights(
     query: Tensor,
     keys: Tensor,
     visible: Visible,
-    head: tuple[int, int],
+    heads: tuple[slice, int],
     tile: Tile,
     late: Tensor | None,
     room: Tensor,
 ) -> Tensor:
-    """Softmaxed scores (n, m) of one tile of one head, in `room`; zeros in a row that sees nothing."""
+    """Softmaxed scores (P, n, m) of one tile of P heads, in `room`; zeros in a row that sees nothing."""
     first, last, begin, end = tile
-    scores = room[: (last - first) * (end - begin)].view(last - first, end - begin)
-    torch.mm(query, keys[:, begin:end], out=scores)
+    shape = (query.shape[0], last - first, end - begin)
+    scores = room[: math.prod(shape)].view(shape)
+    torch.bmm(query, keys[:, :, begin:end], out=scores)
     if late is not None:
         _hide_by_order(scores, visible, tile, late)
-    if visible.mask is None:
+    part = _mask_part(visible, heads, tile)
+    if part is None:
         return torch.softmax(scores, dim=-1, out=scores)
-    batch, heads = visible.mask.shape[:2]
-    part = visible.mask_part(first, last, begin, end)
-    assert part is not None
-    part = part[head[0] if batch > 1 else 0, head[1] if heads > 1 else 0]
     if part.dtype == torch.bool:
         scores.masked_fill_(~part, -math.inf)
     else:
@@ -142,20 +161,24 @@ def _weights(
     return weights.masked_fill_(empty, 0.0) if bool(empty.any()) else weights
 
 
+def _mask_part(visible: Visible, heads: tuple[slice, int], tile: Tile) -> Tensor | None:
+    """The mask of one tile of some heads, counted over all rows: (P or 1, n, m); axes of size 1 stay so."""
+    part = visible.mask_part(*tile)
+    if part is None:
+        return None
+    chosen, per_row = heads
+    of_all = torch.arange(chosen.start, chosen.stop, device=part.device)
+    row = of_all // per_row if part.shape[0] > 1 else torch.zeros_like(of_all)
+    head = of_all % per_row if part.shape[1] > 1 else torch.zeros_like(of_all)
+    return part[0] if part.shape[0] == part.shape[1] == 1 else part[row, head]
+
+
 def _hide_by_order(scores: Tensor, visible: Visible, tile: Tile, late: Tensor) -> None:
     """Only the last `last - first` keys of a causal tile can be later than one of its queries: `late` says which."""
     first, last, begin, end = tile
     width = end - begin - late.shape[1]
-    scores[:, width:].masked_fill_(late, -math.inf)
+    scores[..., width:].masked_fill_(late, -math.inf)
     if visible.window is not None and width:
         gone = visible.hidden(first, last, begin, begin + width, scores.device)
         assert gone is not None
-        scores[:, :width].masked_fill_(gone, -math.inf)
-
-
-def _groups(q: Tensor, k: Tensor) -> Iterator[tuple[int, range, int]]:
-    """(row of the batch, query heads, the key head they read)."""
-    size = q.shape[1] // k.shape[1]
-    for b in range(q.shape[0]):
-        for g in range(k.shape[1]):
-            yield b, range(g * size, (g + 1) * size), g
+        scores[..., :width].masked_fill_(gone, -math.inf)
