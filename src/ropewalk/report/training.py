@@ -98,6 +98,7 @@ def draw_curves(comparison: Comparison, path: Path) -> None:
                 color=colour,
                 linestyle=dashes,
                 linewidth=1.1,
+                marker="o" if len(seen) == 1 else None,  # a line of one point can't be seen
                 label=label,
             )
             label = "_" + name  # one entry an encoding in the legend
