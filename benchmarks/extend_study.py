@@ -48,17 +48,7 @@ class Condition:
         self.length = length
         self.job = Job(length, self.own_length, read_text("kjv"), setting=setting)
         self.search_text, self.final_text, _ = prepared_text(self.job, tokenizer)
-        settings = {
-            "model": {name: about[name] for name in ("name", "revision", "fingerprint")},
-            "text": self.job.text.to_dict(),
-            "target_length": length,
-            "original_length": self.own_length,
-            "setting": setting,
-            "protocol": self.job.protocol,
-            "depths": self.job.depths,
-            "seed": self.job.seed,
-        }
-        self.store = Store(out / f"{length}-{setting}.jsonl", settings)
+        self.store = Store(out / f"{length}-{setting}.jsonl", self.job.settings(about))
         self.sweep = Sweep(Reader(model, tokenizer), self.store, on_done=_say)
 
     def search(self, rules: int, plans: int) -> None:

@@ -66,6 +66,19 @@ class Job:
         if self.budget <= 0:
             raise ArgumentError("budget", self.budget, "must be above 0 seconds")
 
+    def settings(self, model: dict[str, Any]) -> dict[str, Any]:
+        """What must be the same for a run to go on, the model as `describe` tells it; the budget may grow."""
+        return {
+            "model": {name: model[name] for name in ("name", "revision", "fingerprint")},
+            "text": self.text.to_dict(),
+            "target_length": self.target_length,
+            "original_length": self.original_length,
+            "setting": self.setting,
+            "protocol": self.protocol,
+            "depths": self.depths,
+            "seed": self.seed,
+        }
+
     def task(self, text: Text, length: int | None = None) -> NeedleTask:
         """The needle task on a part of the text, at the target length unless another is given."""
         return NeedleTask(

@@ -8,8 +8,8 @@ from tests.evaluation.tiny_models import tiny
 from tests.tasks.tokenizers import byte_tokenizer, story
 
 from ropewalk.errors import ArgumentError
-from ropewalk.evaluation.by_position import doubling_edges, loss_by_position, windows_of
-from ropewalk.tasks.haystack import text_of
+from ropewalk.evaluation.by_position import doubling_edges, loss_by_position
+from ropewalk.tasks.haystack import draw_windows, text_of
 
 TEXT = text_of(story(300), "story")
 
@@ -17,7 +17,7 @@ TEXT = text_of(story(300), "story")
 @torch.no_grad()
 def test_each_bucket_is_the_mean_of_its_own_tokens() -> None:
     model = tiny("Llama")
-    windows = windows_of(TEXT, byte_tokenizer(), 90, 3)
+    windows = draw_windows(TEXT, byte_tokenizer(), 90, 3)
     buckets = loss_by_position(model, windows, [0, 30, 60, 90])
     tokens = torch.tensor(windows)
     logits = model(tokens).logits[:, :-1]
@@ -30,9 +30,9 @@ def test_each_bucket_is_the_mean_of_its_own_tokens() -> None:
 
 
 def test_windows_are_exact_and_the_same_each_time() -> None:
-    windows = windows_of(TEXT, byte_tokenizer(), 64, 4)
+    windows = draw_windows(TEXT, byte_tokenizer(), 64, 4)
     assert [len(window) for window in windows] == [64] * 4
-    assert windows == windows_of(TEXT, byte_tokenizer(), 64, 4)
+    assert windows == draw_windows(TEXT, byte_tokenizer(), 64, 4)
     assert len({tuple(window) for window in windows}) == 4
 
 

@@ -13,7 +13,7 @@ from rich.table import Table
 from ropewalk.cli.options import duration, plain_console, prepared_folder
 
 if TYPE_CHECKING:
-    from ropewalk.extend import Job, Outcome
+    from ropewalk.extend import Outcome
 
 
 def extend_model(
@@ -64,7 +64,7 @@ def extend_model(
         budget=seconds,
     )
     prepared_text(job, tokenizer)
-    with Store(folder / "results.jsonl", _settings(job, about)) as store:
+    with Store(folder / "results.jsonl", job.settings(about)) as store:
         spent = sum(record.get("seconds", 0.0) for record in store.records())
         with Watch(console, seconds, spent).shown() as watch:
             outcome = extend(loaded, tokenizer, job, store, watch.start, watch.done)
@@ -95,20 +95,6 @@ def _command(ctx: typer.Context) -> str:
             option = f"--{name.replace('_', '-')}"
             words += [option] if value is True else [option, str(value)]
     return shlex.join(words)
-
-
-def _settings(job: Job, model: dict[str, Any]) -> dict[str, Any]:
-    """What must be the same for a run to go on; the budget may grow."""
-    return {
-        "model": {name: model[name] for name in ("name", "revision", "fingerprint")},
-        "text": job.text.to_dict(),
-        "target_length": job.target_length,
-        "original_length": job.original_length,
-        "setting": job.setting,
-        "protocol": job.protocol,
-        "depths": job.depths,
-        "seed": job.seed,
-    }
 
 
 def _print(console: Console, outcome: Outcome, folder: Path) -> None:

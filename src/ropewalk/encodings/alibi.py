@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -67,12 +67,8 @@ class ALiBiModule(BiasModule):
         """The config, for print(model)."""
         return repr(self.encoding)
 
-    def _apply(self, fn: Any, recurse: bool = True) -> ALiBiModule:
-        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        # The config knows the slopes: no cast to half and no empty copy of a meta model spoils them.
-        if self.slopes.device.type != "meta":
-            self.slopes = self.encoding.slopes().to(self.slopes.device)
-        return self
+    def constants(self) -> dict[str, Tensor]:
+        return {"slopes": self.encoding.slopes()}
 
 
 def _geometric(count: int) -> list[float]:

@@ -28,6 +28,8 @@ class Encoding:
 
     kind: ClassVar[str] = ""
     summary: ClassVar[str] = ""
+    # Fields that hold another encoding: `from_dict` reads them too.
+    nested: ClassVar[tuple[str, ...]] = ()
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -75,7 +77,9 @@ class Encoding:
 
     @classmethod
     def _from_fields(cls, fields: dict[str, Any]) -> Encoding:
-        """Build from plain fields; subclasses with nested values override and call back."""
+        """Build from plain fields; subclasses with other nested values than encodings override and call back."""
+        inner = {name: cls.from_dict(fields[name]) for name in cls.nested if isinstance(fields.get(name), dict)}
+        fields = fields | inner
         known = {f.name for f in dataclasses.fields(cls)}
         for name in fields:
             if name not in known:
@@ -95,10 +99,22 @@ class EncodingModule(torch.nn.Module):
     act elsewhere give back the very tensors.
     """
 
+    def constants(self) -> dict[str, Tensor]:
+        """Buffers by name that the config gives: no cast to half and no empty meta copy spoils them."""
+        return {}
+
     def forward(self, q: Tensor, k: Tensor, positions: Positions) -> tuple[Tensor, Tensor]:
         """The very q (B, H, N, d) and k (B, G, M, d) given; their positions are checked."""
         of_queries_and_keys(positions, q, k)
         return q, k
+
+    def _apply(self, fn: Any, recurse: bool = True) -> EncodingModule:
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        for name, value in self.constants().items():
+            device = getattr(self, name).device
+            if device.type != "meta":
+                setattr(self, name, value.to(device))
+        return self
 
 
 class RotaryModule(EncodingModule):

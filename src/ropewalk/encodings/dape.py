@@ -29,6 +29,7 @@ class DAPE(Encoding):
 
     kind: ClassVar[str] = "dape"
     summary: ClassVar[str] = "a bias that a small network over all heads adapts to the attention scores"
+    nested: ClassVar[tuple[str, ...]] = ("inner",)
     num_heads: int
     inner: Encoding
     hidden: int = 32
@@ -41,12 +42,6 @@ class DAPE(Encoding):
     def module(self) -> DAPEModule:
         """The module; attention asks its `scores` block by block."""
         return DAPEModule(self)
-
-    @classmethod
-    def _from_fields(cls, fields: dict[str, Any]) -> Encoding:
-        if isinstance(fields.get("inner"), dict):
-            fields = {**fields, "inner": Encoding.from_dict(fields["inner"])}
-        return super()._from_fields(fields)
 
 
 class DAPEModule(ScoreModule):

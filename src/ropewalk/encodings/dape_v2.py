@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -36,6 +36,7 @@ class DAPEv2(Encoding):
 
     kind: ClassVar[str] = "dape_v2"
     summary: ClassVar[str] = "attention scores convolved over all heads and neighbouring keys"
+    nested: ClassVar[tuple[str, ...]] = ("inner",)
     num_heads: int
     inner: Encoding | None = None
     kernel: int = 3
@@ -53,12 +54,6 @@ class DAPEv2(Encoding):
     def module(self) -> DAPEv2Module:
         """The module; attention asks its `scores` block by block."""
         return DAPEv2Module(self)
-
-    @classmethod
-    def _from_fields(cls, fields: dict[str, Any]) -> Encoding:
-        if isinstance(fields.get("inner"), dict):
-            fields = {**fields, "inner": Encoding.from_dict(fields["inner"])}
-        return super()._from_fields(fields)
 
 
 class DAPEv2Module(ScoreModule):

@@ -66,6 +66,8 @@ class DoPE(Encoding):
     kind: ClassVar[str] = "dope"
     summary: ClassVar[str] = "RoPE whose selected heads lose their rotation or get noise for it (arXiv 2511.09146)"
 
+    nested: ClassVar[tuple[str, ...]] = ("rope",)
+
     rope: RoPE | PerLayer
     heads: HeadSelection
     mode: str = "all"
@@ -117,8 +119,6 @@ class DoPE(Encoding):
     @classmethod
     def _from_fields(cls, fields: dict[str, Any]) -> Encoding:
         nested = dict(fields)
-        if isinstance(nested.get("rope"), dict):
-            nested["rope"] = Encoding.from_dict(nested["rope"])
         if isinstance(nested.get("heads"), list):
             nested["heads"] = HeadSelection(nested["heads"])
         return super()._from_fields(nested)

@@ -187,12 +187,8 @@ class PoPEModule(RotaryModule):
         parts = [(mu * cos).to(x.dtype), (mu * sin).to(x.dtype)]
         return torch.cat(parts if width == self.head_dim else [*parts, x[..., width:]], dim=-1)
 
-    def _apply(self, fn: Any, recurse: bool = True) -> PoPEModule:
-        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        # The config knows the frequencies: no cast to half and no empty copy of a meta model spoils them.
-        if self.frequencies.device.type != "meta":
-            self.frequencies = self.encoding.frequencies().to(self.frequencies.device)
-        return self
+    def constants(self) -> dict[str, Tensor]:
+        return {"frequencies": self.encoding.frequencies()}
 
 
 class Clamp(torch.autograd.Function):

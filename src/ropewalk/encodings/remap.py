@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -23,6 +23,7 @@ class Remap(Encoding):
     rotation keeps what it has.
     """
 
+    nested: ClassVar[tuple[str, ...]] = ("rope",)
     rope: RoPE | PerLayer
 
     def __post_init__(self) -> None:
@@ -45,12 +46,6 @@ class Remap(Encoding):
         if isinstance(self.rope, PerLayer):
             raise ArgumentError("rope", self.rope.kind, "layers differ: take one with .at(layer)")
         return self.rope
-
-    @classmethod
-    def _from_fields(cls, fields: dict[str, Any]) -> Encoding:
-        if isinstance(fields.get("rope"), dict):
-            fields = {**fields, "rope": Encoding.from_dict(fields["rope"])}
-        return super()._from_fields(fields)
 
 
 class RemapModule(ScoreModule):

@@ -135,12 +135,8 @@ class RoPEModule(RotaryModule):
         """The config, for print(model)."""
         return repr(self.encoding)
 
-    def _apply(self, fn: Any, recurse: bool = True) -> RoPEModule:
-        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        # The config knows the frequencies: no cast to half and no empty copy of a meta model spoils them.
-        if self.frequencies.device.type != "meta":
-            self.frequencies = self.encoding.schedule().frequencies.to(self.frequencies.device)
-        return self
+    def constants(self) -> dict[str, Tensor]:
+        return {"frequencies": self.encoding.schedule().frequencies}
 
 
 def rotation_tables(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -46,6 +46,7 @@ class RoPEPlusPlus(Encoding):
 
     kind: ClassVar[str] = "rope_plus_plus"
     summary: ClassVar[str] = "RoPE with half of the query heads on the imaginary part of the complex score"
+    nested: ClassVar[tuple[str, ...]] = ("rope",)
     rope: RoPE
     imaginary: str | tuple[int, ...] = "half"
 
@@ -82,12 +83,6 @@ class RoPEPlusPlus(Encoding):
     def module(self) -> RoPEPlusPlusModule:
         """The module, called as `module(q, k, positions) -> (q2, k2)`."""
         return RoPEPlusPlusModule(self)
-
-    @classmethod
-    def _from_fields(cls, fields: dict[str, Any]) -> Encoding:
-        if isinstance(fields.get("rope"), dict):
-            fields = {**fields, "rope": Encoding.from_dict(fields["rope"])}
-        return super()._from_fields(fields)
 
 
 class RoPEPlusPlusModule(RotaryModule):

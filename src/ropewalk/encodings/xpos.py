@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -137,11 +137,8 @@ class XPosModule(RotaryModule):
         """The config, for print(model)."""
         return repr(self.encoding)
 
-    def _apply(self, fn: Any, recurse: bool = True) -> XPosModule:
-        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        # The config knows the numbers: no cast to half and no empty copy of a meta model spoils them.
-        if self.decay.device.type != "meta":
-            schedule = default_schedule(self.encoding.head_dim, self.encoding.base)
-            self.frequencies = schedule.frequencies.to(self.frequencies.device)
-            self.decay = self.encoding.decay().to(self.decay.device)
-        return self
+    def constants(self) -> dict[str, Tensor]:
+        return {
+            "frequencies": default_schedule(self.encoding.head_dim, self.encoding.base).frequencies,
+            "decay": self.encoding.decay(),
+        }

@@ -12,7 +12,6 @@ from torch import nn
 from ropewalk.errors import ArgumentError
 from ropewalk.evaluation.likelihood import token_nll
 from ropewalk.evaluation.score import Estimate, mean_interval
-from ropewalk.tasks.haystack import Text, draw_window
 
 
 @dataclass(frozen=True)
@@ -26,15 +25,6 @@ class Bucket:
     def to_dict(self) -> dict[str, Any]:
         """A JSON-ready dict."""
         return {"first": self.first, "last": self.last, "nll": self.nll.to_dict()}
-
-
-def windows_of(text: Text, tokenizer: Any, length: int, count: int) -> list[list[int]]:
-    """`count` windows of exactly `length` tokens from places spread over a text, the same for every model that shares
-    the tokenizer. Raises ArgumentError for a text that is too short.
-    """
-    if count < 1:
-        raise ArgumentError("windows", count, "give at least one")
-    return [draw_window(text, tokenizer, length, (0.1 + i * 0.618034) % 1.0) for i in range(count)]
 
 
 def loss_by_position(

@@ -14,7 +14,7 @@ from ropewalk.evaluation.forkable import forkable_cache
 from ropewalk.evaluation.score import mean_interval
 from ropewalk.evaluation.store import Store
 from ropewalk.hf import installed
-from ropewalk.tasks.haystack import Text, draw_window
+from ropewalk.tasks.haystack import Text, draw_windows
 
 CHUNK_TOKENS = 1024
 SHORT_TOKENS, SHORT_WINDOWS = 512, 8
@@ -80,10 +80,7 @@ def _likelihood(
 ) -> dict[str, Any]:
     began = time.monotonic()
     with installed(model, arm.encoding):
-        means = [
-            float(token_nll(model, draw_window(text, tokenizer, length, (0.1 + i * 0.618034) % 1.0)).mean())
-            for i in range(windows)
-        ]
+        means = [float(token_nll(model, ids).mean()) for ids in draw_windows(text, tokenizer, length, windows)]
     return {
         "key": key,
         "kind": "likelihood",

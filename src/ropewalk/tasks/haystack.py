@@ -178,3 +178,12 @@ def _join_rows(rows: Iterable[dict[str, Any]], source: str, column: str, at_most
         if characters >= at_most:
             break
     return "\n\n".join(pieces)[:at_most]
+
+
+def draw_windows(text: Text, tokenizer: Any, length: int, count: int) -> list[list[int]]:
+    """`count` windows of exactly `length` tokens from places spread over a text, the same for every model that shares
+    the tokenizer. Raises ArgumentError for a text that is too short.
+    """
+    if count < 1:
+        raise ArgumentError("windows", count, "give at least one")
+    return [draw_window(text, tokenizer, length, (0.1 + i * 0.618034) % 1.0) for i in range(count)]
