@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from encoding_measure import turns
+from encoding_measure import resident, restart_peak, turns
 from transformers.cache_utils import DynamicCache
 
 from ropewalk import DoPE, HeadSelection, RoPE, installed, load_model, measure
@@ -184,14 +184,13 @@ def _memory(options: argparse.Namespace) -> list[tuple[str, ...]]:
 
 def _use_memory(model: Any, ids: torch.Tensor, kind: str) -> None:
     """Run one pass and print the peak resident size during it, in KiB; loading the model isn't part of the peak."""
-    Path("/proc/self/clear_refs").write_text("5")  # Linux: the peak starts again from what is resident now
+    restart_peak()
     if kind == "plain":
         with torch.no_grad():
             model(input_ids=ids, use_cache=False, logits_to_keep=1)
     else:
         measure(model, ids, stages=STAGES)
-    status = Path("/proc/self/status").read_text()
-    print(next(line.split()[1] for line in status.splitlines() if line.startswith("VmHWM")))
+    print(resident("VmHWM") // 1024)
 
 
 def _row(name: str, ours: list[float], plain: list[float], limit: float) -> tuple[str, ...]:

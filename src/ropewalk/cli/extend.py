@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -10,7 +9,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from ropewalk.cli.options import duration, plain_console, prepared_folder
+from ropewalk.cli.options import duration, given_command, plain_console, prepared_folder
 
 if TYPE_CHECKING:
     from ropewalk.extend import Outcome
@@ -68,7 +67,7 @@ def extend_model(
         spent = sum(record.get("seconds", 0.0) for record in store.records())
         with Watch(console, seconds, spent).shown() as watch:
             outcome = extend(loaded, tokenizer, job, store, watch.start, watch.done)
-    _save(loaded, about, outcome, when, folder, _command(ctx))
+    _save(loaded, about, outcome, when, folder, given_command(ctx, "extend", argument="model"))
     _print(console, outcome, folder)
 
 
@@ -84,17 +83,6 @@ def _save(model: Any, about: dict[str, Any], outcome: Outcome, when: str, folder
     Plan.of(model, encoding, *lengths, when=when, evidence=evidence(outcome)).save_pretrained(folder / "plan")
     write_atomically(folder / "summary.md", markdown(outcome, command, about))
     draw_final(outcome, folder / "depths.png")
-
-
-def _command(ctx: typer.Context) -> str:
-    """The command line as it was given; defaults stay unsaid."""
-    words = ["ropewalk", "extend", str(ctx.params["model"])]
-    for name, value in ctx.params.items():
-        source = ctx.get_parameter_source(name)
-        if name != "model" and source is not None and source.name == "COMMANDLINE":
-            option = f"--{name.replace('_', '-')}"
-            words += [option] if value is True else [option, str(value)]
-    return shlex.join(words)
 
 
 def _print(console: Console, outcome: Outcome, folder: Path) -> None:

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
+from collections.abc import Mapping
 from pathlib import Path
 
+import typer
 from rich.console import Console
 
 from ropewalk.errors import ArgumentError
@@ -40,3 +43,22 @@ def prepared_folder(path: Path) -> Path:
         reason = error.strerror or type(error).__name__
         raise ArgumentError("out", str(path), f"can't write there ({reason}); choose another folder") from error
     return path
+
+
+def given_command(
+    ctx: typer.Context, command: str, argument: str | None = None, renamed: Mapping[str, str] | None = None
+) -> str:
+    """The command line as it was given; defaults stay unsaid.
+
+    `argument` is the parameter that has no option's name before it; `renamed` says which options have another name
+    than their parameter.
+    """
+    words = ["ropewalk", command, *([] if argument is None else [str(ctx.params[argument])])]
+    for name, value in ctx.params.items():
+        source = ctx.get_parameter_source(name)
+        if name == argument or source is None or source.name != "COMMANDLINE":
+            continue
+        option = f"--{(renamed or {}).get(name, name).replace('_', '-')}"
+        for one in value if isinstance(value, (list, tuple)) else [value]:
+            words += [option] if one is True else [option, str(one)]
+    return shlex.join(words)

@@ -70,6 +70,11 @@ class _TimeLeft(ProgressColumn):
         left = self._end - time.monotonic()
         if left <= 0:
             return Text("finishing")
-        minutes, seconds = divmod(int(left), 60)
-        hours = f"{minutes // 60}:" if minutes >= 60 else ""
-        return Text(f"{hours}{minutes % 60:02d}:{seconds:02d} left")
+        return Text(f"{clock(left)} left")
+
+
+def clock(seconds: float) -> str:
+    """Minutes and seconds, with hours before them where there are any."""
+    minutes, rest = divmod(int(seconds), 60)
+    hours = f"{minutes // 60}:" if minutes >= 60 else ""
+    return f"{hours}{minutes % 60:02d}:{rest:02d}"

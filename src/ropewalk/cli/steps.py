@@ -10,6 +10,9 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, SpinnerColumn, Task, TextColumn
 from rich.text import Text
 
+from ropewalk.cli.progress import clock
+from ropewalk.training.figures import figure_text
+
 
 class Steps:
     """Steps done, loss, metric and time left of a run, and a line for each run that is finished.
@@ -52,26 +55,21 @@ class Steps:
         """A step is done."""
         total = self._progress.tasks[0].total or step
         pace = (time.monotonic() - self._began) / max(step - self._first, 1)
-        left = _clock((total - step) * pace)
+        left = clock((total - step) * pace)
         self._progress.update(self._task, completed=step, description=self._describe(loss, metric), left=left)
 
     def ended(self, run: str, metric: float | None, seconds: float) -> None:
         """A run is finished."""
         self._done += 1
-        self._line(f"{run:<28} test {self._metric} {self._figure(metric):<8} {_clock(seconds):>8}")
+        self._line(f"{run:<28} test {self._metric} {figure_text(metric, self._metric):<8} {clock(seconds):>8}")
 
     def _describe(self, loss: float | None, metric: float | None) -> str:
         words = [f"{self._done + 1} of {self._runs}: {self._name}"]
         if loss is not None:
             words.append(f"loss {loss:.4f}")
         if metric is not None:
-            words.append(f"{self._metric} {self._figure(metric)}")
+            words.append(f"{self._metric} {figure_text(metric, self._metric)}")
         return "  ".join(words)
-
-    def _figure(self, value: float | None) -> str:
-        if value is None:
-            return "not a number"
-        return f"{value:.1%}" if self._metric == "accuracy" else f"{value:.4f}"
 
     def _line(self, text: str) -> None:
         self._console.print(f"{time.strftime('%H:%M:%S')}  {text}", markup=False, highlight=False, soft_wrap=True)
@@ -83,9 +81,3 @@ class _Left(ProgressColumn):
     def render(self, task: Task) -> Text:
         left = task.fields.get("left", "")
         return Text(f"{left} left" if left else "")
-
-
-def _clock(seconds: float) -> str:
-    minutes, rest = divmod(int(seconds), 60)
-    hours = f"{minutes // 60}:" if minutes >= 60 else ""
-    return f"{hours}{minutes % 60:02d}:{rest:02d}"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,7 +11,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from ropewalk.cli.options import plain_console, prepared_folder
+from ropewalk.cli.options import given_command, plain_console, prepared_folder
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -60,7 +59,7 @@ def train_models(
     console = plain_console()
     if not is_first:
         console.quiet = True
-    command = _command(ctx)
+    command = given_command(ctx, "train", renamed={"changes": "set"})
     with _folder(out, is_first), _watch(console, comparison) as watch:
         comparison = compare(comparison, watch, cpu, done=lambda so_far: _write(so_far, command))
     if is_first:
@@ -99,19 +98,6 @@ def _write(comparison: Comparison, command: str) -> None:
     from ropewalk.report.training import write_report
 
     write_report(comparison, command)
-
-
-def _command(ctx: typer.Context) -> str:
-    """The command line as it was given; defaults stay unsaid."""
-    words = ["ropewalk", "train"]
-    for name, value in ctx.params.items():
-        source = ctx.get_parameter_source(name)
-        if source is None or source.name != "COMMANDLINE":
-            continue
-        option = "--set" if name == "changes" else f"--{name}"
-        for one in value if isinstance(value, (list, tuple)) else [value]:
-            words += [option] if one is True else [option, str(one)]
-    return shlex.join(words)
 
 
 def _print(console: Console, comparison: Comparison) -> None:

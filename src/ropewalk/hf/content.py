@@ -33,6 +33,11 @@ SUBMODULE = "position_encoding"
 EAGER, SDPA, FLEX = "eager", "sdpa", "flex_attention"
 
 
+def is_own(name: str) -> bool:
+    """Whether a parameter of this name belongs to an installed encoding."""
+    return SUBMODULE in name.split(".")
+
+
 def layer_module(layer: nn.Module, module: EncodingModule) -> EncodingModule:
     """The encoding that a layer uses: the one it holds, where it learns, else `module`.
 

@@ -6,11 +6,11 @@ import json
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from ropewalk.encodings.base import Encoding
 from ropewalk.errors import ArgumentError, DamagedFileError, RopewalkError
-from ropewalk.hf.content import SUBMODULE
+from ropewalk.hf.content import is_own
 from ropewalk.hf.handle import CONFIG, OPTIONS
 from ropewalk.hf.seam import install
 
@@ -32,12 +32,12 @@ def restore_encoding(model: Any, source: str, revision: str | None = None) -> No
         install(model, encoding, **options)
     except RopewalkError as error:
         raise DamagedFileError(f"{source}: its {CONFIG} can't be installed ({error})") from error
-    learned = {name: p for name, p in model.named_parameters() if f".{SUBMODULE}." in name}
+    learned = {name: p for name, p in model.named_parameters() if is_own(name)}
     found = _weights(source, revision, set(learned))
     for name, parameter in learned.items():
         if name not in found or found[name].shape != parameter.shape:
             raise DamagedFileError(f"{source}: {name} is missing or of another shape; save the model again")
-        _set(parameter, found[name])
+        parameter.data.copy_(found[name])
 
 
 def _read(entry: Any) -> tuple[Encoding, dict[str, Any]]:
@@ -47,10 +47,6 @@ def _read(entry: Any) -> tuple[Encoding, dict[str, Any]]:
         raise ArgumentError(OPTIONS, options, "give when, original_length or cache, as install takes them")
     encoding = {name: value for name, value in entry.items() if name != OPTIONS} if isinstance(entry, dict) else entry
     return Encoding.from_dict(encoding), options
-
-
-def _set(parameter: nn.Parameter, value: Tensor) -> None:
-    parameter.data.copy_(value)
 
 
 def _weights(source: str, revision: str | None, names: set[str]) -> dict[str, Tensor]:

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
 # One colour a candidate, told apart by colour-blind readers too (Okabe and Ito's palette).
 COLOURS = ("#999999", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00")
+DEPTH = "needle depth (0 = start of the haystack)"
 
 
 def draw_final(outcome: Outcome, path: Path) -> None:
@@ -41,9 +42,9 @@ def draw_by_depth(answers: dict[str, list[Answer]], title: str, path: Path) -> N
         label = f"{name} (n={len(found)})"
         left.plot(depths, exact, "o-", label=label, **style)
         right.plot(depths, nll, "o-", label=label, **style)
-    _finish(left, "share of right answers")
+    finish(left, DEPTH, "share of right answers")
     left.set_ylim(-0.03, 1.03)
-    _finish(right, "answer NLL, nats a token")
+    finish(right, DEPTH, "answer NLL, nats a token")
     right.set_ylim(bottom=0)
     figure.suptitle(title)
     figure.legend(*left.get_legend_handles_labels(), loc="outside lower center", ncols=1, frameon=False, fontsize=8)
@@ -51,9 +52,10 @@ def draw_by_depth(answers: dict[str, list[Answer]], title: str, path: Path) -> N
     figure.savefig(path, dpi=150)
 
 
-def _finish(axes: Any, label: str) -> None:
-    axes.set_xlabel("needle depth (0 = start of the haystack)")
-    axes.set_ylabel(label)
+def finish(axes: Any, across: str, up: str) -> None:
+    """Labels, a faint grid and no frame: the look of all pictures."""
+    axes.set_xlabel(across)
+    axes.set_ylabel(up)
     axes.grid(alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)
 

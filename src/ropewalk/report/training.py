@@ -10,8 +10,9 @@ from typing import Any
 
 from ropewalk.evaluation.provenance import machine, versions
 from ropewalk.files import write_atomically
-from ropewalk.report.figures import COLOURS
+from ropewalk.report.figures import COLOURS, finish
 from ropewalk.training.compare import Comparison
+from ropewalk.training.figures import figure_text
 from ropewalk.training.folder import RunFolder
 
 # Lines are told apart in grey too: the first six differ in both, later ones in one of the two.
@@ -37,10 +38,10 @@ def rows(comparison: Comparison) -> list[tuple[str, ...]]:
         for seed in range(comparison.seeds):
             result = by_seed.get(seed)
             mark = f" (diverged at {result.diverged:,})" if result is not None and result.diverged else ""
-            cells.append("–" if result is None else _figure(result.value, comparison) + mark)
+            cells.append("–" if result is None else figure_text(result.value, comparison.task.metric) + mark)
         seconds = sum(r.seconds for r in results) / len(results)
         waiting = max(r.waiting for r in results)
-        mean = _figure(comparison.mean(name), comparison)
+        mean = figure_text(comparison.mean(name), comparison.task.metric)
         found.append((name, *cells, mean, f"{results[0].parameters:,}", f"{seconds:,.0f}", f"{waiting:.1%}"))
     return found
 
@@ -102,12 +103,9 @@ def draw_curves(comparison: Comparison, path: Path) -> None:
                 label=label,
             )
             label = "_" + name  # one entry an encoding in the legend
-    axes.set_xlabel("steps")
-    axes.set_ylabel(f"{_UNITS[metric]}, validation")
+    finish(axes, "steps", f"{_UNITS[metric]}, validation")
     if metric == "accuracy":
         axes.set_ylim(-0.03, 1.03)
-    axes.grid(alpha=0.25)
-    axes.spines[["top", "right"]].set_visible(False)
     axes.set_title(f"{comparison.recipe.task}, {comparison.recipe.size} recipe, a line a seed", fontsize=10)
     if axes.get_legend_handles_labels()[0]:
         axes.legend(frameon=False, fontsize=8, handlelength=3.5)
@@ -129,9 +127,3 @@ def _styles() -> Iterator[tuple[Any, str]]:
     first = list(zip(_DASHES, colours, strict=True))
     yield from first
     yield from (pair for pair in product(_DASHES, colours) if pair not in first)
-
-
-def _figure(value: float | None, comparison: Comparison) -> str:
-    if value is None:
-        return "not a number"
-    return f"{value:.1%}" if comparison.task.metric == "accuracy" else f"{value:.4f}"

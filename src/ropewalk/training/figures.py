@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from typing import Any
 
 import torch
@@ -97,3 +98,15 @@ def _sums(model: Any, ids: Tensor, labels: Tensor) -> Tensor:
         one = (nats, is_right.sum(), is_right.all(), counted.sum(), torch.ones_like(nats))
         total += torch.stack([value.double() for value in one])
     return total
+
+
+def finite(value: float) -> float | None:
+    """The number, or None in the place of NaN and infinity, which JSON doesn't have."""
+    return value if math.isfinite(value) else None
+
+
+def figure_text(value: float | None, metric: str) -> str:
+    """A metric as a person reads it: accuracy in percent, nats with four digits."""
+    if value is None:
+        return "not a number"
+    return f"{value:.1%}" if metric == "accuracy" else f"{value:.4f}"

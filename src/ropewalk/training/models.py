@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from ropewalk.errors import ArgumentError
+from ropewalk.hf.content import is_own
 from ropewalk.hf.seam import install
 from ropewalk.training.named import Named, Shape
 from ropewalk.training.recipe import ModelSize
@@ -87,13 +88,6 @@ def check_length(named: Named, size: ModelSize, longest: int) -> None:
 def own_parameters(model: nn.Module) -> int:
     """How many numbers the installed encoding itself learns."""
     return sum(p.numel() for name, p in model.named_parameters() if is_own(name))
-
-
-def is_own(name: str) -> bool:
-    """Whether a parameter of this name belongs to an installed encoding."""
-    from ropewalk.hf.content import SUBMODULE
-
-    return SUBMODULE in name.split(".")
 
 
 def _add_dropout(model: LlamaForCausalLM, probability: float) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ from transformers import TrainerCallback, TrainingArguments
 from ropewalk.evaluation.provenance import machine, versions
 from ropewalk.tasks.sequences import SequenceTask
 from ropewalk.training.data import Clock, Collator, Rows, rows_of
-from ropewalk.training.figures import Figures
+from ropewalk.training.figures import Figures, finite
 from ropewalk.training.folder import RunFolder
 from ropewalk.training.models import build_model, own_parameters, shape
 from ropewalk.training.named import Named, named
@@ -170,8 +169,8 @@ def _result(
         encoding=name,
         seed=seed,
         metric=task.metric,
-        value=_number(value),
-        test={key: _number(figure) for key, figure in dataclasses.asdict(found).items()},
+        value=finite(value),
+        test={key: finite(figure) for key, figure in dataclasses.asdict(found).items()},
         steps=trainer.state.global_step,
         seconds=round(curve.seconds, 3),
         waiting=round(trainer.clock.share, 5),
@@ -219,7 +218,3 @@ def _told(result: Result, watch: Watch | None) -> Result:
     if watch is not None:
         watch.ended(_run_name(result.encoding, result.seed), result.value, result.seconds)
     return result
-
-
-def _number(value: float) -> float | None:
-    return value if math.isfinite(value) else None

@@ -17,10 +17,10 @@ from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState,
 from transformers.trainer_callback import PrinterCallback
 
 from ropewalk.errors import ArgumentError
+from ropewalk.hf.content import is_own
 from ropewalk.training.data import Clock, Collator, Order, Rows
-from ropewalk.training.figures import Figures, figures_of, measure
+from ropewalk.training.figures import Figures, figures_of, finite, measure
 from ropewalk.training.folder import RunFolder
-from ropewalk.training.models import is_own
 from ropewalk.training.recipe import Recipe
 
 
@@ -130,7 +130,7 @@ class Curve(TrainerCallback):  # type: ignore[misc, unused-ignore]
             self.diverged = state.global_step
             control.should_training_stop = True
             control.should_evaluate = True
-        self._point = {"step": state.global_step, "loss": _number(self._loss), "learning_rate": logs["learning_rate"]}
+        self._point = {"step": state.global_step, "loss": finite(self._loss), "learning_rate": logs["learning_rate"]}
         if not control.should_evaluate:
             self._write(state)
 
@@ -140,8 +140,8 @@ class Curve(TrainerCallback):  # type: ignore[misc, unused-ignore]
         assert found is not None
         self._value = found.metric(self._metric)
         figures = ("nll", "token_accuracy", "sequence_accuracy")
-        self._point |= {"step": state.global_step, "metric": _number(self._value)}
-        self._point |= {name: _number(getattr(found, name)) for name in figures}
+        self._point |= {"step": state.global_step, "metric": finite(self._value)}
+        self._point |= {name: finite(getattr(found, name)) for name in figures}
         self._write(state)
 
     def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
@@ -208,8 +208,3 @@ def _board(folder: Path) -> Any:
     from torch.utils.tensorboard import SummaryWriter
 
     return SummaryWriter(str(folder / "tensorboard"))
-
-
-def _number(value: float) -> float | None:
-    """JSON has no NaN."""
-    return value if math.isfinite(value) else None
