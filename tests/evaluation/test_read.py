@@ -19,7 +19,8 @@ from ropewalk.frequencies import YaRN
 from ropewalk.heads import HeadSelection
 from ropewalk.hf import installed
 from ropewalk.tasks.haystack import text_of
-from ropewalk.tasks.needle import NeedlePrompt, NeedleTask, Question
+from ropewalk.tasks.needle import NeedleTask
+from ropewalk.tasks.prompts import Prompt, Question
 
 TASK = NeedleTask(text_of(story(120), "story"), 260, depths=3)
 
@@ -82,7 +83,7 @@ class Parrot(nn.Module):
 def asked(parrot: Parrot, is_packed: bool, monkeypatch: pytest.MonkeyPatch) -> Answer:
     monkeypatch.setattr(read_module, "can_pack", lambda *_: is_packed)
     question = Question((10, 11), (20, 21, 22), "Oslo", "123", 0.5, (0, 1))
-    prompt = NeedlePrompt("p", (5, 6, 7), (question,))
+    prompt = Prompt("p", (5, 6, 7), (question,))
     return Reader(parrot, byte_tokenizer()).answers(prompt, "original")[0]  # type: ignore[arg-type]
 
 

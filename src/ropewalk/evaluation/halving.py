@@ -9,7 +9,7 @@ from typing import Any
 from ropewalk.evaluation.candidates import Candidate
 from ropewalk.evaluation.score import Answer
 from ropewalk.evaluation.sweep import Sweep, mean_nll
-from ropewalk.tasks.needle import NeedleTask
+from ropewalk.tasks.prompts import PromptTask
 
 
 def rounds(candidates: int, units: int) -> list[int]:
@@ -38,7 +38,7 @@ def halve(
     sweep: Sweep,
     stage: str,
     candidates: Sequence[Candidate],
-    task: NeedleTask,
+    task: PromptTask,
     units: int,
     first_prompt: int = 0,
 ) -> list[tuple[Candidate, list[Answer]]]:

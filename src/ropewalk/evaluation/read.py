@@ -12,7 +12,7 @@ from transformers.cache_utils import DynamicCache
 from ropewalk.evaluation.forkable import cache_after, fork
 from ropewalk.evaluation.packed import ask_packed, can_pack, greedy_start
 from ropewalk.evaluation.score import Answer
-from ropewalk.tasks.needle import NeedlePrompt, Question
+from ropewalk.tasks.prompts import Prompt, Question
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -29,7 +29,7 @@ class Reader:
     model: nn.Module
     tokenizer: PreTrainedTokenizerBase
 
-    def answers(self, prompt: NeedlePrompt, setting: str) -> list[Answer]:
+    def answers(self, prompt: Prompt, setting: str) -> list[Answer]:
         """Read the prompt's haystack, then answer each of its questions."""
         cache = self.read(prompt.haystack_ids)
         return self.questions(prompt, setting, cache)
@@ -38,7 +38,7 @@ class Reader:
         """The cache after one pass over `ids`."""
         return cache_after(self.model, self._tensor(ids))
 
-    def questions(self, prompt: NeedlePrompt, setting: str, cache: DynamicCache) -> list[Answer]:
+    def questions(self, prompt: Prompt, setting: str, cache: DynamicCache) -> list[Answer]:
         """An answer to each question, each continuing from the same cache."""
         if can_pack(self.model, cache):
             ids, answers = [q.ids for q in prompt.questions], [q.answer_ids for q in prompt.questions]

@@ -15,7 +15,7 @@ from ropewalk.evaluation.score import Answer
 from ropewalk.evaluation.shared import SharedReading, first_difference
 from ropewalk.evaluation.store import Store
 from ropewalk.hf import installed
-from ropewalk.tasks.needle import NeedlePrompt, NeedleTask
+from ropewalk.tasks.prompts import Prompt, PromptTask
 
 # Each start keeps its layer's input for the whole prompt, tokens x hidden size.
 MOST_STARTS = 8
@@ -57,7 +57,7 @@ class Sweep:
                 self._answers[key] = [Answer.from_dict(a) for a in record["answers"]]
 
     def measure(
-        self, stage: str, candidates: Sequence[Candidate], task: NeedleTask, indices: Sequence[int]
+        self, stage: str, candidates: Sequence[Candidate], task: PromptTask, indices: Sequence[int]
     ) -> dict[str, list[Answer]]:
         """Every candidate's answers to the task's prompts of these indices, by candidate name."""
         found: dict[str, list[Answer]] = {candidate.name: [] for candidate in candidates}
@@ -68,12 +68,12 @@ class Sweep:
                 found[candidate.name] += self._answers[stage, candidate.name, prompt.id]
         return found
 
-    def is_measured(self, stage: str, candidates: Sequence[Candidate], task: NeedleTask, index: int) -> bool:
+    def is_measured(self, stage: str, candidates: Sequence[Candidate], task: PromptTask, index: int) -> bool:
         """Whether every candidate's answers to one prompt are in the store."""
         prompt = task.prompt_id(index)
         return all((stage, c.name, prompt) in self._answers for c in candidates)
 
-    def _measure_prompt(self, stage: str, candidates: Sequence[Candidate], setting: str, prompt: NeedlePrompt) -> None:
+    def _measure_prompt(self, stage: str, candidates: Sequence[Candidate], setting: str, prompt: Prompt) -> None:
         waiting = [c for c in candidates if (stage, c.name, prompt.id) not in self._answers]
         while waiting:
             base = waiting[0].base
@@ -84,14 +84,14 @@ class Sweep:
             else:
                 self._measure_family(stage, family, setting, prompt)
 
-    def _measure_alone(self, stage: str, candidate: Candidate, setting: str, prompt: NeedlePrompt) -> None:
+    def _measure_alone(self, stage: str, candidate: Candidate, setting: str, prompt: Prompt) -> None:
         self._on_start(stage, candidate.name, prompt.id)
         began = time.monotonic()
         with installed(self.reader.model, candidate.encoding):
             answers = self.reader.answers(prompt, setting)
         self._keep(stage, candidate, prompt, answers, time.monotonic() - began)
 
-    def _measure_family(self, stage: str, family: Sequence[Candidate], setting: str, prompt: NeedlePrompt) -> None:
+    def _measure_family(self, stage: str, family: Sequence[Candidate], setting: str, prompt: Prompt) -> None:
         """Plans on one base: the base reads the prompt once, each plan from its own first layer on."""
         base = family[0].base
         firsts = {c.name: first_difference(c.encoding, base, self._layers) for c in family}
@@ -109,9 +109,7 @@ class Sweep:
             self._keep(stage, candidate, prompt, answers, time.monotonic() - began)
             began = time.monotonic()
 
-    def _keep(
-        self, stage: str, candidate: Candidate, prompt: NeedlePrompt, answers: list[Answer], seconds: float
-    ) -> None:
+    def _keep(self, stage: str, candidate: Candidate, prompt: Prompt, answers: list[Answer], seconds: float) -> None:
         record: dict[str, Any] = {
             "key": f"answers/{stage}/{candidate.name}/{prompt.id}",
             "kind": "answers",

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from ropewalk.errors import ArgumentError
 from ropewalk.tasks.chat import Frame, chat_frame, plain_frame
 from ropewalk.tasks.haystack import Text, draw_window, encode, spelled
+from ropewalk.tasks.prompts import Prompt, Question
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -70,33 +71,6 @@ class Wording:
     def sentence(self, needle: Needle) -> str:
         """The sentence that tells a needle's secret."""
         return self.needle.replace("{key}", needle.key).replace("{value}", needle.value)
-
-
-@dataclass(frozen=True)
-class Question:
-    """One question about a haystack: `ids` follow the haystack, `answer_ids` (the value) follow those.
-
-    `depth` is the depth asked for; `needle_span`, [start, end), is where the needle is in the haystack's ids.
-    """
-
-    ids: tuple[int, ...]
-    answer_ids: tuple[int, ...]
-    key: str
-    value: str
-    depth: float
-    needle_span: tuple[int, int]
-
-
-@dataclass(frozen=True)
-class NeedlePrompt:
-    """A haystack, fed once, and the questions about it, each fed right after it.
-
-    len(haystack_ids) + len(ids) + len(answer_ids) is the task's length for the longest question, never more.
-    """
-
-    id: str
-    haystack_ids: tuple[int, ...]
-    questions: tuple[Question, ...]
 
 
 @dataclass(frozen=True)
@@ -163,7 +137,7 @@ class NeedleTask:
         wording = dataclasses.asdict(self.wording) | {"keys": list(self.wording.keys)}
         return plain | {"text": self.text.to_dict(), "depths": list(self.depth_values), "wording": wording}
 
-    def prompts(self, tokenizer: PreTrainedTokenizerBase, number: int, first: int = 0) -> list[NeedlePrompt]:
+    def prompts(self, tokenizer: PreTrainedTokenizerBase, number: int, first: int = 0) -> list[Prompt]:
         """Prompts first .. first + number - 1. Prompt i depends on (task, i, tokenizer) alone.
 
         Sets with other indices are other needles in other windows, so one set can choose and another judge.
@@ -205,9 +179,7 @@ class NeedleTask:
                 values.append(value)
         return [Needle(shuffled[i][1], values[i], depth) for i, depth in enumerate(chosen)]
 
-    def _prompt(
-        self, tokenizer: PreTrainedTokenizerBase, frame: Frame, keys: Sequence[str], index: int
-    ) -> NeedlePrompt:
+    def _prompt(self, tokenizer: PreTrainedTokenizerBase, frame: Frame, keys: Sequence[str], index: int) -> Prompt:
         needles = self._needles(keys, index)
         asked = [frame.ask(tokenizer, needle.key, needle.value) for needle in needles]
         noise = self._noise(tokenizer)
@@ -229,7 +201,7 @@ class NeedleTask:
             Question(tuple(ids), tuple(answer), n.key, n.value, n.depth, span)
             for n, (ids, answer), span in zip(needles, asked, spans, strict=True)
         )
-        return NeedlePrompt(self.prompt_id(index), tuple(haystack), questions)
+        return Prompt(self.prompt_id(index), tuple(haystack), questions)
 
     def _noise(self, tokenizer: PreTrainedTokenizerBase) -> list[int]:
         if self.setting == "original":
