@@ -29,6 +29,7 @@ from ropewalk.encodings.rope import RoPE
 from ropewalk.errors import ArgumentError, DamagedFileError, MismatchedModelError, RopewalkError
 from ropewalk.frequencies import NTK, Given, LongRoPE, Resonance, YaRN
 from ropewalk.heads import HeadSelection
+from ropewalk.hf.card import plan_card
 from ropewalk.hf.plan import Plan
 
 ROPE = RoPE(16, rule=NTK(2.0))
@@ -262,7 +263,7 @@ def test_a_plan_to_the_hub(plan: Plan, tmp_path: Path, monkeypatch: pytest.Monke
         ("upload_folder", "me/plan", "v1"),
     ]
     plan.save_pretrained(tmp_path)
-    assert hub.files == {"plan.json": (tmp_path / "plan.json").read_text()}
+    assert hub.files == {"plan.json": (tmp_path / "plan.json").read_text(), "README.md": plan_card(plan, "me/plan")}
 
 
 def test_saving_can_push(plan: Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

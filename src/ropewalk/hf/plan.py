@@ -18,6 +18,8 @@ from ropewalk.encodings.base import Encoding
 from ropewalk.encodings.dope import DoPE
 from ropewalk.encodings.per_layer import PerLayer
 from ropewalk.errors import ArgumentError, DamagedFileError, MismatchedModelError, unknown_name
+from ropewalk.files import write_atomically
+from ropewalk.hf.card import plan_card
 from ropewalk.hf.fingerprint import ARCHITECTURE, FIELDS, describe
 from ropewalk.hf.handle import Handle
 from ropewalk.hf.hub import first_line, one_line_hub_errors
@@ -132,7 +134,7 @@ class Plan:
     def push_to_hub(
         self, repo_id: str, private: bool | None = None, token: str | None = None, revision: str | None = None
     ) -> None:
-        """Upload `plan.json` to a model repository on the Hugging Face Hub, which is made if missing.
+        """Upload `plan.json` and a model card to a repository on the Hugging Face Hub, which is made if missing.
 
         Args:
             repo_id: `owner/name`, or a name in your own account.
@@ -149,6 +151,7 @@ class Plan:
             self.save_pretrained(folder)
             api = HfApi(token=token)
             full_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
+            write_atomically(Path(folder) / "README.md", plan_card(self, full_id))
             if revision is not None:
                 api.create_branch(full_id, branch=revision, exist_ok=True)
             api.upload_folder(

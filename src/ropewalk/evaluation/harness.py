@@ -1,0 +1,93 @@
+"""A model with a plan inside lm-evaluation-harness, by the name `ropewalk`. Needs the extra `harness`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from lm_eval.api.registry import model_registry, register_model
+from lm_eval.models.huggingface import HFLM
+
+from ropewalk.errors import ArgumentError
+from ropewalk.hf.fingerprint import describe
+from ropewalk.hf.loading import load_model
+from ropewalk.hf.plan import Plan
+
+NAME = "ropewalk"
+# Arguments of the harness's own Hugging Face model that say how weights are loaded, which is done here.
+_LOADING = ("parallelize", "tp_plan", "peft", "delta", "autogptq", "gptqmodel", "gguf_file", "subfolder")
+
+
+class PlannedLM(HFLM):  # type: ignore[misc, unused-ignore]
+    """The harness's Hugging Face model on whatever `load_model` takes, with a plan installed.
+
+    A plan made with `when="long"` applies to a pass that is longer than the training length, padding of its batch
+    included: give batch_size=1, or when=always, where that matters.
+
+    Args:
+        pretrained: `smollm2`, a GGUF file, a folder (its own encoding comes back too) or a hub id.
+        plan: a plan's folder or hub id; none when None.
+        when: `long` or `always`, in place of the plan's own.
+        revision: of a hub repository.
+        dtype: a torch dtype's name, or `auto`.
+        device: a torch device's name; a GPU when None and there is one.
+        trust_remote_code: whether the model may run code that it brings along.
+        max_length: tokens of the longest prompt, answer included; the plan's target length when None, without a plan
+            the model's own.
+        rest: the other arguments of the harness's model, such as batch_size.
+
+    Raises:
+        ArgumentError: as `load_model`, and for arguments that say how weights are loaded in other ways.
+    """
+
+    def __init__(
+        self,
+        pretrained: str,
+        plan: str | None = None,
+        when: str | None = None,
+        revision: str | None = None,
+        dtype: str | torch.dtype = "auto",
+        device: str | None = None,
+        trust_remote_code: bool = False,
+        max_length: int | None = None,
+        **rest: Any,
+    ):
+        for name in _LOADING:
+            if rest.get(name):
+                raise ArgumentError(name, rest[name], f"the model {NAME} loads by itself; leave it out")
+        if plan is None and when is not None:
+            raise ArgumentError("when", when, "says when a plan applies; give plan too")
+        # The harness says "cuda:0" where nobody said anything, also on machines without one.
+        place = None if device is not None and device.startswith("cuda") and not torch.cuda.is_available() else device
+        model, tokenizer = load_model(pretrained, dtype, trust_remote_code, revision, place)
+        self._plan = None if plan is None else Plan.from_pretrained(plan)
+        self._when = None
+        if self._plan is not None:
+            self._plan.install(model, when)
+            self._when = when or self._plan.when
+            max_length = max_length or self._plan.target_length
+        super().__init__(model, tokenizer=tokenizer, backend="causal", max_length=max_length, **rest)
+
+    def get_model_info(self) -> dict[str, Any]:
+        """What the harness writes beside its results: the model's fingerprint, and the plan."""
+        about = describe(self._model)
+        found: dict[str, Any] = {
+            "model_num_parameters": self._model.num_parameters(),
+            "model_dtype": str(self._model.dtype),
+            "model_revision": about["revision"],
+            "model_fingerprint": about["fingerprint"],
+        }
+        if self._plan is not None:
+            found["plan"] = {
+                "encoding": self._plan.encoding.to_dict(),
+                "target_length": self._plan.target_length,
+                "when": self._when,
+                "ropewalk_version": self._plan.ropewalk_version,
+            }
+        return found
+
+
+def register() -> None:
+    """Make the model known to the harness under its name; a second time changes nothing."""
+    if NAME not in model_registry:
+        register_model(NAME)(PlannedLM)
