@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +11,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.reference import head_scores as reference
+from tests.reference.inspection import spearman
 
 from ropewalk.analysis import statistics as module
-from ropewalk.analysis.statistics import Statistics
+from ropewalk.analysis.statistics import Statistics, rank_correlation
 from ropewalk.errors import ArgumentError, DamagedFileError
 from ropewalk.heads import HeadSelection
 
@@ -264,3 +266,13 @@ def test_matched_noise_is_as_large_as_the_heads_that_stay() -> None:
     everything = HeadSelection((layer, head) for layer in layers for head in range(heads))
     with pytest.raises(ArgumentError, match="leaves no head"):
         measured.matched_sigma(everything, "key", "post_ntk")
+
+
+@given(st.lists(st.tuples(st.integers(-3, 3), st.integers(-3, 3)), min_size=2, max_size=12))
+def test_rank_correlation_is_that_of_the_ranks(pairs: list[tuple[int, int]]) -> None:
+    one, other = ([float(pair[side]) for pair in pairs] for side in (0, 1))
+    found = rank_correlation(torch.tensor(one), torch.tensor(other))
+    if len(set(one)) == 1 or len(set(other)) == 1:
+        assert math.isnan(found)
+    else:
+        assert found == pytest.approx(spearman(one, other), abs=1e-9)

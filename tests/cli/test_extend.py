@@ -61,6 +61,8 @@ def test_extend_writes_plan_records_summary_and_picture(
     summary = (tmp_path / "summary.md").read_text()
     assert "beyond chance" in summary and "ropewalk extend" in summary
     assert (tmp_path / "depths.png").stat().st_size > 10_000
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert "beyond chance" in page and "report.html" in printed and page.count("<td") > 100
     plan = ropewalk.from_pretrained(str(tmp_path / "plan"))
     assert (plan.original_length, plan.target_length, plan.when) == (512, 700, "long")
     assert "nll" in json.dumps(plan.evidence)

@@ -11,11 +11,12 @@ from ropewalk.cli.app import main
 
 def test_every_registry_is_listed() -> None:
     groups = listing.summaries()
-    assert set(groups) == {"encodings", "rules", "scores", "tasks"}
+    assert set(groups) == {"encodings", "rules", "scores", "reading tasks", "training tasks"}
     assert {"rope", "nope"} <= set(groups["encodings"])
     assert {"linear", "ntk", "yarn", "llama3", "longrope"} <= set(groups["rules"])
     assert {"band_entropy", "spectral_norm"} <= set(groups["scores"])
-    assert {"needle", "indexing", "chorales", "language", "copying"} <= set(groups["tasks"])
+    assert {"needle", "many_shot", "lookup", "tracking"} == set(groups["reading tasks"])
+    assert {"indexing", "chorales", "language", "copying"} <= set(groups["training tasks"])
 
 
 def test_every_entry_has_a_summary_of_one_line() -> None:

@@ -30,6 +30,19 @@ def test_token_nll_is_that_of_one_full_forward(family: str, chunk: int, monkeypa
     torch.testing.assert_close(token_nll(model, ids), wanted, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("newest", [1, 7, 29, 61, 90])
+def test_the_newest_tokens_alone_can_be_judged(newest: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(likelihood, "CHUNK_TOKENS", 30)
+    model = tiny("Llama")
+    ids = (torch.arange(91) * 37 % 590 + 3).tolist()
+    sizes: list[int] = []
+    model.lm_head.register_forward_hook(lambda module, inputs, output: sizes.append(output.shape[1]))
+    found = token_nll(model, ids, newest)
+    # Of a chunk in which nothing is judged, transformers still wants one token's logits.
+    assert sum(sizes) <= newest + 2
+    torch.testing.assert_close(found, token_nll(model, ids)[-newest:], rtol=1e-5, atol=1e-5)
+
+
 @pytest.mark.parametrize(
     ("original", "wanted"), [(8192, {512: 8, 8192: 1}), (512, {512: 8}), (100, {100: 8}), (513, {512: 8, 513: 1})]
 )

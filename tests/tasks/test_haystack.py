@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import sys
@@ -7,9 +8,11 @@ import time
 
 import pytest
 from tests.tasks.tokenizers import byte_tokenizer, story, word_tokenizer
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import PreTrainedTokenizerFast
 
 from ropewalk.errors import ArgumentError
-from ropewalk.tasks.haystack import draw_window, encode, read_text, text_of
+from ropewalk.tasks.haystack import draw_window, encode, encode_item, read_text, text_of
 
 
 class TestFiles:
@@ -156,3 +159,50 @@ class TestDrawWindow:
         tokenizer = byte_tokenizer()
         assert tokenizer.eos_token_id in encode(tokenizer, "a </s>", special=True)
         assert tokenizer.eos_token_id not in encode(tokenizer, "a </s>")
+
+
+def trained(pre_tokenizer, decoder) -> PreTrainedTokenizerFast:
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer, tokenizer.decoder = pre_tokenizer, decoder
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(vocab_size=500, show_progress=False, initial_alphabet=[*alphabet, "\n"])
+    # No token joins a line break with a letter: such tokenizers can't tell items apart.
+    tokenizer.train_from_iterator(story(100).split("\n") * 5, trainer)
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer)
+
+
+@functools.cache
+def tokenizers():
+    mark_and_breaks = Regex(r" ?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+")
+    bytes_of = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    parts = [pre_tokenizers.Split(mark_and_breaks, "isolated"), bytes_of]
+    return {
+        "words": word_tokenizer(),
+        "bytes": byte_tokenizer(),
+        "marks take the breaks after them": trained(pre_tokenizers.Sequence(parts), decoders.ByteLevel()),
+        "a space before the first word": trained(pre_tokenizers.Metaspace(), decoders.Metaspace()),
+    }
+
+
+class TestItems:
+    """Items encoded alone are the tokens of the whole list, whatever a tokenizer does about breaks and spaces."""
+
+    @pytest.mark.parametrize("separator", ["\n", "\n\n"])
+    def test_are_the_tokens_of_the_list(self, separator):
+        items = [f"The {word} walks {i}{mark}" for i, (word, mark) in enumerate(zip("abcdef", ".!-.? ", strict=True))]
+        items = [item.strip() for item in items]
+        for name, tokenizer in tokenizers().items():
+            joined = [token for item in items for token in encode_item(tokenizer, item, separator)]
+            whole = encode(tokenizer, separator + separator.join([*items, "The"]))
+            assert " ".join(map(str, joined)) in " ".join(map(str, whole)), name
+            assert len(whole) - len(joined) <= 5, name
+
+    def test_without_offsets_they_are_encoded_alone(self):
+        class Slow:
+            is_fast = False
+
+            def __call__(self, text, **rest):
+                return {"input_ids": list(text.encode())}
+
+        assert encode_item(Slow(), "ab", "\n") == [97, 98, 10]
+        assert encode_item(word_tokenizer(), "", "\n") == []

@@ -71,7 +71,7 @@ class TestTokenizers:
         word_tokenizer().save_pretrained(tmp_path / "t")
         first = ids(Language(text, str(tmp_path / "t"), length=40), "train")
         byte_tokenizer().save_pretrained(tmp_path / "t")
-        language._tokenizer.cache_clear()  # as in a new process
+        language.tokenizer_named.cache_clear()  # as in a new process
         assert ids(Language(text, str(tmp_path / "t"), length=40), "train") != first
 
     def test_one_that_cannot_be_loaded(self, text, tmp_path):

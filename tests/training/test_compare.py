@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from tests.training.tiny import Echo, losses, quick_collections, recipe
+from tests.training.tiny import Echo, quick_collections, recipe
 from torch import Tensor
 
 from ropewalk.errors import ArgumentError
 from ropewalk.training import compare as module
-from ropewalk.training import run
+from ropewalk.training import resumable, run
 from ropewalk.training.compare import Comparison, check, compare
 from ropewalk.training.data import Collator
 from ropewalk.training.folder import RunFolder
@@ -42,7 +39,7 @@ def test_all_encodings_see_the_same_data_and_seeds_differ(tmp_path: Path, monkey
 
     def noted(self: Collator, rows: Any) -> dict[str, Tensor]:
         batch = real(self, rows)
-        if len(rows) == 4:  # a training batch: all evaluated rows fit one
+        if len(rows.lengths) == 4:  # a training batch: all evaluated rows fit one
             seen.append(batch["input_ids"])
         return batch
 
@@ -55,7 +52,7 @@ def test_all_encodings_see_the_same_data_and_seeds_differ(tmp_path: Path, monkey
     assert len(seen) == 16
     assert all(torch.equal(a, b) for a, b in zip(runs[0] + runs[2], runs[1] + runs[3], strict=True))
     assert not all(a.shape == b.shape and torch.equal(a, b) for a, b in zip(runs[0], runs[2], strict=True))
-    first = [RunFolder(tmp_path, name, 0).curve()[0]["loss"] for name in ("rope", "alibi")]
+    first = [RunFolder.of(tmp_path, name, 0).curve()[0]["loss"] for name in ("rope", "alibi")]
     assert first[0] != first[1]
     assert found.mean("rope") == pytest.approx(sum(r.value or 0 for r in found.of("rope")) / 2)
 
@@ -113,6 +110,26 @@ def test_more_processes_than_gpus_are_refused(tmp_path: Path, monkeypatch: pytes
         check(comparison(tmp_path, seeds=0))
 
 
+def test_processes_that_would_each_train_alone_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(resumable, "started_processes", lambda: 2)
+    with pytest.raises(ArgumentError, match="each of the 2 processes would train alone; add --cpu"):
+        compare(comparison(tmp_path))
+    assert not list(tmp_path.iterdir())
+
+
+def test_data_that_have_changed_make_another_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = comparison(tmp_path, ("rope",), 1)
+    assert "data_sha256" not in found.to_dict()
+    for sha256 in ("a", "b"):
+        monkeypatch.setattr(Echo, "sha256", sha256, raising=False)
+        assert found.to_dict()["data_sha256"] == sha256
+        if sha256 == "a":
+            compare(found, use_cpu=True)
+            continue
+        with pytest.raises(ArgumentError, match="data_sha256: 'a' there, 'b' here"):
+            check(found, use_cpu=True)
+
+
 def test_a_stopped_comparison_keeps_what_is_finished(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     trained: list[str] = []
     real = module.train
@@ -131,29 +148,3 @@ def test_a_stopped_comparison_keeps_what_is_finished(tmp_path: Path, monkeypatch
     found = compare(comparison(tmp_path, seeds=1), use_cpu=True)
     assert [r.encoding for r in found.results] == ["rope", "alibi"]
     assert (tmp_path / "rope" / "seed-0" / "result.json").stat().st_mtime_ns == written
-
-
-def processes(count: int, out: Path, *words: str) -> None:
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(count)]
-    command += [str(ROOT / "tests" / "training" / "two_processes.py"), str(out), *words]
-    settings = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
-    done = subprocess.run(command, env=settings, capture_output=True, text=True, timeout=280)
-    assert done.returncode == 0, done.stderr[-4000:]
-
-
-@pytest.mark.slow
-def test_two_processes_give_the_losses_of_one(tmp_path: Path) -> None:
-    processes(2, tmp_path / "two", "evaluation_batch=5")
-    processes(1, tmp_path / "one", "evaluation_batch=5")
-    processes(2, tmp_path / "parts", "evaluation_batch=5", "accumulation=2")
-    for name in ("rope", "pope-uniform"):
-        expected = losses(RunFolder(tmp_path / "one", name, 0).curve())
-        assert len(expected) == 5
-        for out in ("two", "parts"):
-            found = losses(RunFolder(tmp_path / out, name, 0).curve())
-            for one, other in zip(expected, found, strict=True):
-                assert other == pytest.approx(one, abs=1e-4)
-            both = [RunFolder(tmp_path / o, name, 0).result() for o in ("one", out)]
-            assert both[0] is not None and both[1] is not None
-            assert both[1]["test"] == pytest.approx(both[0]["test"], abs=1e-4)
-            assert both[0]["test"]["sequences"] == both[1]["test"]["sequences"] == 48

@@ -14,7 +14,8 @@ from datasets import Dataset, Features, Sequence, Value, concatenate_datasets
 from torch.utils.data import BatchSampler
 
 from ropewalk.errors import ArgumentError
-from ropewalk.training.data import Clock, Collator, Order, Rows, rows_of
+from ropewalk.training import data
+from ropewalk.training.data import Clock, Collator, Order, Ragged, Rows, rows_of
 
 IDS = [[1, 2, 3], [4], [5, 6], [7, 8, 9, 10], [11]]
 
@@ -47,6 +48,18 @@ def test_rows_are_read_from_lists_of_one_length() -> None:
     assert lists(Rows(made.cast(features).select(range(1, 3)))) == [[3, 4], [5, 6]]
 
 
+@pytest.mark.parametrize("copied", [0, 1 << 28])
+def test_many_rows_at_once_are_those_one_by_one(copied: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(data, "_COPIED", copied)  # 0: read from each chunk where it is
+    joined = concatenate_datasets([dataset(), dataset(ids=[[3, 3]]), dataset()])
+    made_of = [Rows(joined), Rows(joined.select([10, 5, 0, 7, 2])), Rows(joined.with_transform(lambda batch: batch))]
+    for rows in made_of:
+        wanted = [4, 0, 0, 3, 1]
+        found, expected = rows.__getitems__(wanted), Ragged.of([rows[index] for index in wanted])
+        assert all(np.array_equal(a, b) for a, b in zip(found, expected, strict=True))
+        assert found.lengths.sum() == len(found.ids) == len(found.labels)
+
+
 def test_a_datasets_own_transform_is_asked() -> None:
     def doubled(batch: dict[str, Any]) -> dict[str, Any]:
         return {"input_ids": [[2 * i for i in row] for row in batch["input_ids"]], "labels": batch["labels"]}
@@ -55,7 +68,8 @@ def test_a_datasets_own_transform_is_asked() -> None:
     assert rows[2][0].tolist() == [10, 12] and rows[2][1].tolist() == [-100, 6]
 
 
-def test_rows_keep_no_copy() -> None:
+def test_no_copy_is_made_of_a_large_split(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(data, "_COPIED", 0)
     rows = Rows(dataset())
     assert rows[0][0].base is not None and not rows[0][0].flags.writeable
 
@@ -77,7 +91,7 @@ def test_processes_cut_the_same_order_into_the_same_batches() -> None:
 
 def test_batches_are_padded_on_the_right() -> None:
     rows = Rows(dataset("int16"))
-    batch = Collator(0, 12)([rows[0], rows[1], rows[2]])
+    batch = Collator(0, 12)(rows.__getitems__([0, 1, 2]))
     assert batch["input_ids"].tolist() == [[1, 2, 3], [4, 0, 0], [5, 6, 0]]
     assert batch["labels"].tolist() == [[-100, 2, 3], [-100, -100, -100], [-100, 6, -100]]
     assert batch["input_ids"].dtype == batch["labels"].dtype == torch.int64
@@ -86,7 +100,7 @@ def test_batches_are_padded_on_the_right() -> None:
 @pytest.mark.parametrize(("ids", "labels"), [([1, 12], [-100, 1]), ([-1, 1], [-100, 1]), ([1, 1], [-5, 12])])
 def test_tokens_outside_the_vocabulary_are_refused(ids: list[int], labels: list[int]) -> None:
     with pytest.raises(ArgumentError, match="0 to 11"):
-        Collator(0, 12)([(np.array(ids), np.array(labels))])
+        Collator(0, 12)(Ragged.of([(np.array(ids), np.array(labels))]))
 
 
 def test_a_split_without_rows_or_columns_is_refused() -> None:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ropewalk.errors import ArgumentError
 from ropewalk.hf.handle import handle_of
-from ropewalk.training.models import build_model, is_own, own_parameters, shape
+from ropewalk.training.models import build_model, is_own, shape, sizes
 from ropewalk.training.named import NAMES, named
 from ropewalk.training.recipe import ModelSize
 
@@ -49,7 +49,8 @@ def test_sizes_are_the_recipes() -> None:
     assert all("bias" not in name for name, _ in model.named_parameters())
     handle = handle_of(model)
     assert handle is not None and handle.encoding == named("pope", shape(size, 9)).encoding
-    assert own_parameters(model) == 3 * 2 * 8 and own_parameters(built("rope")) == 0
+    assert sizes(model) == {"parameters": model.num_parameters(), "own_parameters": 3 * 2 * 8}
+    assert sizes(built("rope"))["own_parameters"] == 0
 
 
 def test_dropout_is_on_tokens_and_on_what_each_layer_adds_and_only_in_training() -> None:

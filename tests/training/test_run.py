@@ -16,7 +16,7 @@ from transformers import TrainerCallback
 
 import ropewalk
 from ropewalk.errors import ArgumentError
-from ropewalk.training import run as module
+from ropewalk.training import resumable, run
 from ropewalk.training.data import Collator
 from ropewalk.training.figures import figures_of, measure
 from ropewalk.training.folder import RunFolder
@@ -69,7 +69,7 @@ def trained(out: Path, name: str = "pope-uniform", r: Any = None, **options: Any
 
 
 def curve(out: Path, name: str) -> list[dict[str, Any]]:
-    return losses(RunFolder(out, name, 0).curve())
+    return losses(RunFolder.of(out, name, 0).curve())
 
 
 def weights(out: Path, name: str) -> dict[str, torch.Tensor]:
@@ -85,7 +85,7 @@ def test_a_run_leaves_a_curve_a_model_and_a_result(tmp_path: Path) -> None:
     result = trained(tmp_path, watch=notes)
     place = tmp_path / "pope-uniform" / "seed-0"
     assert {p.name for p in place.iterdir()} - {"tensorboard"} == {"run.json", "curve.jsonl", "result.json", "model"}
-    points = RunFolder(tmp_path, "pope-uniform", 0).curve()
+    points = RunFolder.of(tmp_path, "pope-uniform", 0).curve()
     assert [p["step"] for p in points] == [2, 4, 6, 8, 10]
     assert [p["step"] for p in points if "metric" in p] == [4, 8, 10]  # every 4 steps, and the last
     assert all(p["metric"] == p["sequence_accuracy"] for p in points if "metric" in p)
@@ -97,6 +97,19 @@ def test_a_run_leaves_a_curve_a_model_and_a_result(tmp_path: Path) -> None:
     assert notes.last[0] == points[-2]["loss"] and notes.ends == [("pope-uniform, seed 0", result.value)]
     saved = json.loads((place / "result.json").read_text())
     assert Result.from_dict(saved) == result and saved["run"]["seed"] == 0 and "torch" in saved["versions"]
+
+
+def test_the_curve_goes_to_tensorboard_too(tmp_path: Path) -> None:
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    trained(tmp_path, "rope")
+    folder = RunFolder.of(tmp_path, "rope", 0)
+    events = EventAccumulator(str(folder.path / "tensorboard"))
+    events.Reload()
+    for name in ("loss", "metric", "learning_rate"):
+        expected = [(p["step"], pytest.approx(p[name], rel=1e-6)) for p in folder.curve() if name in p]
+        assert expected and [(e.step, e.value) for e in events.Scalars(name)] == expected
 
 
 def test_the_saved_model_has_its_encoding_and_the_results_figures(tmp_path: Path) -> None:
@@ -133,7 +146,7 @@ def test_a_run_killed_after_its_last_step_only_writes_its_result(
         raise Killed
 
     with monkeypatch.context() as patched, pytest.raises(Killed):
-        patched.setattr(module, "_save_model", stop)
+        patched.setattr(resumable, "_save_model", stop)
         trained(tmp_path / "cut", "drope")
     notes = Notes()
     assert plain(trained(tmp_path / "cut", "drope", watch=notes)) == plain(trained(tmp_path / "whole", "drope"))
@@ -154,7 +167,7 @@ def test_a_checkpoint_that_was_cut_off_is_passed_over(tmp_path: Path) -> None:
 
 def test_a_finished_run_is_not_trained_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     result = trained(tmp_path)
-    monkeypatch.setattr(module, "_trainer", None)
+    monkeypatch.setattr(run, "build_model", None)
     notes = Notes()
     assert trained(tmp_path, watch=notes) == result
     assert notes.ends == [("pope-uniform, seed 0", result.value)] and not notes.began_at
@@ -191,6 +204,20 @@ def test_batches_in_parts_give_the_same_run(tmp_path: Path) -> None:
     trained(tmp_path / "parts", "rope", recipe(accumulation=2))
     for one, other in zip(curve(tmp_path / "whole", "rope"), curve(tmp_path / "parts", "rope"), strict=True):
         assert one == pytest.approx(other, abs=1e-4)
+
+
+def test_layers_are_computed_again_when_memory_is_short(tmp_path: Path) -> None:
+    class Look(TrainerCallback):
+        def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            model = kwargs["model"]  # newer versions of transformers have another name for it
+            seen = getattr(model, "is_activation_checkpointing", None)
+            self.seen = model.is_gradient_checkpointing if seen is None else seen
+
+    for again in (True, False):
+        look = Look()
+        trained(tmp_path / str(again), "pope", recipe(checkpointing=again), callbacks=(look,))
+        assert look.seen == again
+    assert curve(tmp_path / "True", "pope") == curve(tmp_path / "False", "pope")
 
 
 def test_a_batch_that_cant_be_cut_is_refused(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""A task of seconds for the tests of training: say a sequence's first token again at its end."""
+"""A task of seconds for the tests of training, say a sequence's first token again at its end; and a tiny text model."""
 
 from __future__ import annotations
 
@@ -6,13 +6,19 @@ import contextlib
 import dataclasses
 import gc
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
 from datasets import Dataset
 
+from ropewalk.hf.handle import handle_of
+from ropewalk.tasks.language import CHARACTERS, Language
 from ropewalk.tasks.sequences import NO_LABEL, SequenceTask
+from ropewalk.training.models import build_model, shape
+from ropewalk.training.named import named
 from ropewalk.training.recipe import ModelSize, Recipe
+from ropewalk.training.spelling import spelling
 
 SIZE = ModelSize(hidden=16, heads=2, layers=2)
 
@@ -52,7 +58,29 @@ def recipe(**changes: Any) -> Recipe:
         "log_every": 2,
         "evaluate_every": 4,
     }
-    return Recipe("tiny-echo", "small", **(values | changes))
+    return Recipe(task="tiny-echo", size="small", **(values | changes))
+
+
+def text_file(folder: Path, words: int = 2000) -> Path:
+    """A text of made words, some often and some rarely, so that there is something to learn."""
+    random = np.random.default_rng(0)
+    known = ["".join(random.choice(list("abcdefgh"), random.integers(2, 6))) for _ in range(12)]
+    drawn = random.choice(known, words, p=np.arange(12, 0, -1) / 78)
+    path = folder / "text.txt"
+    path.write_text("".join(f"{word}{'. ' if i % 9 == 8 else ' '}" for i, word in enumerate(drawn)))
+    return path
+
+
+def text_model(folder: Path, text: Path, length: int = 16, name: str = "", size: ModelSize = SIZE) -> Path:
+    """A folder with an untrained model of a text's characters and their tokenizer; with an encoding if one is named."""
+    task = Language(str(text), CHARACTERS, length)
+    model = build_model(size, task.vocabulary_size, length, named(name or "rope", shape(size, length)), 0)
+    handle = handle_of(model)
+    if not name and handle is not None:
+        handle.remove()
+    model.save_pretrained(folder)
+    spelling(task).save_pretrained(folder)
+    return folder
 
 
 def losses(curve: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -102,7 +102,7 @@ class Statistics:
         self._measured(stage)
         if indicator == "both":
             queries, keys = (self._score(name, r, side, stage) for side in ("query", "key"))
-            return (_ranks(queries) + _ranks(keys)) / 2
+            return (ranks(queries) + ranks(keys)) / 2
         return self._score(name, r, indicator, stage)
 
     def select(
@@ -271,9 +271,16 @@ def _count(heads: int | None, quantile: float | None, total: int) -> int:
     return heads
 
 
-def _ranks(values: Tensor) -> Tensor:
+def ranks(values: Tensor) -> Tensor:
     """Ranks over all entries, 1 = lowest, ties averaged: same shape, float64."""
     _, group, sizes = torch.unique(values, return_inverse=True, return_counts=True)
     last = sizes.cumsum(0).double()
-    ranks: Tensor = (last - (sizes.double() - 1) / 2)[group]
-    return ranks
+    found: Tensor = (last - (sizes.double() - 1) / 2)[group]
+    return found
+
+
+def rank_correlation(one: Tensor, other: Tensor) -> float:
+    """Spearman's rank correlation of two tensors of the same shape, in [-1, 1]; NaN where one is constant."""
+    centred = [found - found.mean() for found in (ranks(one).flatten(), ranks(other).flatten())]
+    scale = centred[0].norm() * centred[1].norm()
+    return float(centred[0] @ centred[1] / scale) if scale > 0 else math.nan

@@ -26,9 +26,18 @@ from ropewalk.errors import RopewalkError, unknown_name
 COMMANDS = {
     "extend": "ropewalk.cli.extend:extend_model",
     "train": "ropewalk.cli.train:train_models",
+    "recalibrate": "ropewalk.cli.recalibrate:recalibrate_model",
+    "inspect": "ropewalk.cli.inspect:inspect_model",
+    "sweep": "ropewalk.cli.sweep:sweep_plans",
     "needle": "ropewalk.cli.needle:measure_needles",
+    "perplexity": "ropewalk.cli.perplexity:measure_perplexity",
+    "downstream": "ropewalk.cli.downstream:measure_downstream",
+    "lm-eval": "ropewalk.cli.lm_eval:run_harness",
     "list": "ropewalk.cli.listing:list_names",
 }
+# Commands that hand all their options, --help too, on to another program.
+PASSED_ON = {"lm-eval"}
+_AS_IT_IS = {"allow_extra_args": True, "ignore_unknown_options": True}
 
 OK, FAULT, USER_ERROR, INTERRUPTED = 0, 1, 2, 130
 
@@ -65,7 +74,11 @@ class CommandTable(typer.core.TyperGroup):
             raise unknown_name("command", cmd_name, COMMANDS)
         module, function = COMMANDS[cmd_name].split(":")
         single = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
-        single.command(cmd_name)(getattr(importlib.import_module(module), function))
+        passed_on = cmd_name in PASSED_ON
+        build = single.command(
+            cmd_name, context_settings=_AS_IT_IS if passed_on else None, add_help_option=not passed_on
+        )
+        build(getattr(importlib.import_module(module), function))
         return typer.main.get_command(single)
 
 

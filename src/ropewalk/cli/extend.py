@@ -23,7 +23,9 @@ def extend_model(
         str, typer.Option(help="Haystack text: a file, hf:NAME[:CONFIG][:SPLIT][#COLUMN], or kjv.")
     ] = "kjv",
     budget: Annotated[str, typer.Option(help="Time to spend: 90s, 30m, 4h.")] = "30m",
-    out: Annotated[Path, typer.Option(help="Folder for plan/, results.jsonl and summary.md.")] = Path("extend-out"),
+    out: Annotated[Path, typer.Option(help="Folder for plan/, results.jsonl, summary.md and report.html.")] = Path(
+        "extend-out"
+    ),
     setting: Annotated[str, typer.Option(help="original, or noisy: start tokens after each needle.")] = "original",
     protocol: Annotated[str, typer.Option(help="multi: many needles a haystack; single: one.")] = "multi",
     depths: Annotated[int, typer.Option(help="Depths, from 0 to 1.")] = 10,
@@ -74,6 +76,7 @@ def extend_model(
 def _save(model: Any, about: dict[str, Any], outcome: Outcome, when: str, folder: Path, command: str) -> None:
     from ropewalk.files import write_atomically
     from ropewalk.hf.plan import Plan
+    from ropewalk.report.extend_page import write_page
     from ropewalk.report.figures import draw_final
     from ropewalk.report.summary import evidence, markdown
 
@@ -83,6 +86,7 @@ def _save(model: Any, about: dict[str, Any], outcome: Outcome, when: str, folder
     Plan.of(model, encoding, *lengths, when=when, evidence=evidence(outcome)).save_pretrained(folder / "plan")
     write_atomically(folder / "summary.md", markdown(outcome, command, about))
     draw_final(outcome, folder / "depths.png")
+    write_page(outcome, command, about, folder)
 
 
 def _print(console: Console, outcome: Outcome, folder: Path) -> None:
@@ -96,6 +100,6 @@ def _print(console: Console, outcome: Outcome, folder: Path) -> None:
     console.print(table)
     console.print(verdict(outcome), markup=False, highlight=False)
     console.print(
-        f"Saved: {folder}/plan, {folder}/results.jsonl, {folder}/summary.md, {folder}/depths.png",
+        f"Saved: {folder}/plan, {folder}/results.jsonl, {folder}/summary.md, {folder}/depths.png, {folder}/report.html",
         markup=False,
     )

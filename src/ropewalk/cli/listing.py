@@ -7,8 +7,6 @@ from typing import Annotated
 
 import typer
 
-NEEDLE = {"needle": "find keys hidden at set depths of a long text, and name them"}
-
 
 def list_names(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON: {group: {name: summary}}.")] = False,
@@ -26,13 +24,15 @@ def summaries() -> dict[str, dict[str, str]]:
     from ropewalk.analysis.scores import SCORES
     from ropewalk.encodings.base import encodings
     from ropewalk.frequencies import rules
+    from ropewalk.tasks.reading import reading_tasks
     from ropewalk.training.chosen import trainable
 
     return {
         "encodings": {name: kind.summary for name, kind in sorted(encodings().items())},
         "rules": {name: rule.summary for name, rule in sorted(rules().items())},
         "scores": {name: score.summary for name, score in sorted(SCORES.items())},
-        "tasks": NEEDLE | {name: task.summary for name, task in trainable().items()},
+        "reading tasks": {name: task.summary for name, task in reading_tasks().items()},
+        "training tasks": {name: task.summary for name, task in trainable().items()},
     }
 
 
@@ -42,7 +42,7 @@ def _print_tables(groups: dict[str, dict[str, str]]) -> None:
     from rich.text import Text
 
     rows = [row for entries in groups.values() for row in entries.items()]
-    # One width for all first columns, so that the four tables read as one.
+    # One width for all first columns, so that the tables read as one.
     width = max((len(name) for name, _ in rows), default=0)
     console = Console()
     if not console.is_terminal:  # into a pipe or a file each entry stays on one line, whatever its length

@@ -50,10 +50,11 @@ def given_command(
 ) -> str:
     """The command line as it was given; defaults stay unsaid.
 
-    `argument` is the parameter that has no option's name before it; `renamed` says which options have another name
-    than their parameter.
+    `argument` is the parameter that has no option's name before it, one value or several; `renamed` says which options
+    have another name than their parameter.
     """
-    words = ["ropewalk", command, *([] if argument is None else [str(ctx.params[argument])])]
+    given = [] if argument is None else ctx.params[argument]
+    words = ["ropewalk", command, *(str(one) for one in (given if isinstance(given, list) else [given]))]
     for name, value in ctx.params.items():
         source = ctx.get_parameter_source(name)
         if name == argument or source is None or source.name != "COMMANDLINE":

@@ -55,34 +55,40 @@ def train_models(
     recipe = read_recipe(task, size, wanted)
     comparison = Comparison(recipe, build_task(recipe, data or None, tokenizer or None), names, seeds, out)
     check(comparison, cpu)
-    is_first = int(os.environ.get("RANK", "0")) == 0
-    console = plain_console()
-    if not is_first:
-        console.quiet = True
     command = given_command(ctx, "train", renamed={"changes": "set"})
-    with _folder(out, is_first), _watch(console, comparison) as watch:
-        comparison = compare(comparison, watch, cpu, done=lambda so_far: _write(so_far, command))
-    if is_first:
+    with together(out) as console:
+        with _watch(console, comparison) as watch:
+            comparison = compare(comparison, watch, cpu, done=lambda so_far: _write(so_far, command))
         _print(console, comparison)
-    if "RANK" in os.environ:
-        from accelerate import PartialState
 
-        PartialState().destroy_process_group()
+
+def is_first_process() -> bool:
+    """Whether this is the only process of a run, or the one that writes and speaks."""
+    return int(os.environ.get("RANK", "0")) == 0
 
 
 @contextlib.contextmanager
-def _folder(out: Path, is_first: bool) -> Iterator[None]:
-    """The folder, made if it isn't there, and taken away again when nothing came into it."""
-    was_there = out.is_dir()
+def together(out: Path) -> Iterator[Console]:
+    """What all processes of a run share: the folder, and a console that is silent in all but the first.
+
+    The folder is made if it isn't there, and taken away again when nothing came into it. At the end the processes part.
+    """
+    is_first, was_there = is_first_process(), out.is_dir()
+    console = plain_console()
+    console.quiet = not is_first
     if is_first:
         prepared_folder(out)
     try:
-        yield
+        yield console
     except BaseException:
         if is_first and not was_there:
             with contextlib.suppress(OSError):
                 out.rmdir()
         raise
+    if "RANK" in os.environ:
+        from accelerate import PartialState
+
+        PartialState().destroy_process_group()
 
 
 @contextlib.contextmanager

@@ -21,21 +21,27 @@ SHORT_TOKENS, SHORT_WINDOWS = 512, 8
 
 
 @torch.no_grad()
-def token_nll(model: nn.Module, ids: Sequence[int]) -> Tensor:
+def token_nll(model: nn.Module, ids: Sequence[int], newest: int | None = None) -> Tensor:
     """Negative log-likelihood of each token but the first, in nats: shape (N - 1,), float32, on the CPU.
 
-    The text is fed in chunks with a cache, so that the logits of a long text are never there all at once.
+    The text is fed in chunks with a cache, so that the logits of a long text are never there all at once. With
+    `newest`, only that many tokens at the end are judged, (newest,); the others' logits aren't made.
     """
     device = next(model.parameters()).device
     tokens = torch.tensor([list(ids)], device=device)
     config: Any = model.config
     cache = forkable_cache(config, room=len(ids))
+    last = len(ids) - 1  # the last token is predicted, never read
+    first = 0 if newest is None else last - newest
     losses = []
-    for start in range(0, len(ids) - 1, CHUNK_TOKENS):
-        part = tokens[:, start : min(start + CHUNK_TOKENS, len(ids) - 1)]
-        logits = model(input_ids=part, past_key_values=cache, use_cache=True).logits[0].float()
-        targets = tokens[0, start + 1 : start + 1 + part.shape[1]]
-        losses.append(nn.functional.cross_entropy(logits, targets, reduction="none").cpu())
+    for start in range(0, last, CHUNK_TOKENS):
+        end = min(start + CHUNK_TOKENS, last)
+        judged = min(end - start, end - first)
+        keep = {} if judged == end - start else {"logits_to_keep": max(judged, 1)}
+        output = model(input_ids=tokens[:, start:end], past_key_values=cache, use_cache=True, **keep)
+        if judged > 0:
+            logits, targets = output.logits[0, -judged:].float(), tokens[0, end + 1 - judged : end + 1]
+            losses.append(nn.functional.cross_entropy(logits, targets, reduction="none").cpu())
     return torch.cat(losses)
 
 

@@ -135,7 +135,7 @@ def proportion_interval(successes: Sequence[bool], clusters: Sequence[Hashable],
     is_clustered = len(groups) > 1
     deff = max(1.0, clustered_error**2 / binomial) if is_clustered and binomial > 0 else 1.0
     z = NormalDist().inv_cdf((1 + confidence) / 2)
-    low, high = _wilson(p, n / deff, z)
+    low, high = wilson(p, n / deff, z)
     return Estimate(p, low, high, math.sqrt(deff * binomial), n, len(groups), is_clustered, confidence)
 
 
@@ -213,7 +213,8 @@ def _mean_error(groups: list[list[float]]) -> tuple[float, float, int]:
     return mean, math.sqrt(k / (k - 1) * squares) / n, k - 1
 
 
-def _wilson(p: float, n: float, z: float) -> tuple[float, float]:
+def wilson(p: float, n: float, z: float) -> tuple[float, float]:
+    """Wilson's interval for a share p of n draws, at z standard errors."""
     centre = (p + z * z / (2 * n)) / (1 + z * z / n)
     reach = z / (1 + z * z / n) * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
     # The bounds touch 0 and 1 exactly when p does; rounding must not push them past p.

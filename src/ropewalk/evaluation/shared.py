@@ -1,8 +1,8 @@
-"""Plans that agree in their first layers share the work of those layers."""
+"""One prompt read under many encodings: those that agree in their first layers share the work of those layers."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Hashable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -11,57 +11,138 @@ from torch import Tensor, nn
 from transformers.cache_utils import DynamicCache
 
 from ropewalk.encodings.base import Encoding
-from ropewalk.encodings.model_rotation import decoder_blocks, model_config
-from ropewalk.evaluation.forkable import cache_after
-from ropewalk.hf import installed
+from ropewalk.encodings.model_rotation import decoder_blocks, model_config, rotary_layers
+from ropewalk.evaluation.forkable import forkable_cache
+from ropewalk.evaluation.layer_tree import bounded, depth_first, later_starts, layer_path
+
+# Room for the inputs of layers at which later readings start.
+KEPT_BYTES = 1 << 30
+
+
+class _KeysAreIn(Exception):
+    """The last layer has put its keys and values into the cache; nobody needs what it would compute next."""
 
 
 class SharedReading:
-    """One pass of a model over a prompt, from whose layers later passes can start.
+    """A model reads one prompt under many encodings, each from the first layer on in which it differs from others.
+
+    The encodings' layers make a tree, read depth first: each reading starts at the layer where it leaves the one
+    before it, from that layer's input, which was kept. In a model's last layer only the keys and values are computed,
+    as a cache holds no more. Every number is that of a whole pass.
+
+        for index in shared.order:
+            with installed(model, encodings[index]):
+                cache = shared.read(index)
+                with shared.asking():
+                    ...  # the same questions each time, continuing from the cache
 
     Args:
         model: a Hugging Face causal model.
-        base: the encoding of the first pass.
         ids: the prompt's tokens.
-        starts: decoder layers at which later passes may start; their inputs are kept, N x hidden size each.
+        encodings: what it is read under.
+        kept_bytes: the most that kept inputs may take (tokens x hidden size each); with less, readings start lower.
     """
 
-    def __init__(self, model: nn.Module, base: Encoding, ids: Sequence[int], starts: Sequence[int]):
-        self.model, self.base = model, base
-        self._ids = torch.tensor([list(ids)], device=next(model.parameters()).device)
+    def __init__(
+        self, model: nn.Module, ids: Sequence[int], encodings: Sequence[Encoding], kept_bytes: int = KEPT_BYTES
+    ):
+        self.model = model
+        parameter = next(model.parameters())
+        self._ids = torch.tensor([list(ids)], device=parameter.device)
         self._blocks = decoder_blocks(model)
-        self._inputs: dict[int, Tensor] = {}
         self._gives_tuple: list[bool] = [False] * len(self._blocks)
-        # Layers that read the keys of layers below them would miss those.
-        if getattr(model_config(model), "num_kv_shared_layers", 0):
-            starts = ()
-        with installed(model, base), self._listening(starts):
-            self.cache = self._run()
+        # In such models the last layers read the keys of lower ones, which they would miss.
+        self._can_share = not getattr(model_config(model), "num_kv_shared_layers", 0)
+        # A device hook around a block wants it to run to its end.
+        self._can_stop = self._can_share and len(self._blocks) > 1 and "forward" not in self._blocks[-1].__dict__
+        layers = [layer.index for layer in rotary_layers(model)]
+        paths = [layer_path(encoding, layers) for encoding in encodings]
+        self.order = tuple(depth_first(list(range(len(paths))), paths, 0))
+        starts = [self._start(paths, layers, number) for number in range(len(paths))]
+        each = len(ids) * int(model_config(model).hidden_size) * parameter.element_size()
+        self._starts = bounded(starts, len(self._blocks), max(1, kept_bytes // each))
+        self._done = 0
+        # By layer: the prompt's tokens as they come into it, and those of the first pass over the questions.
+        self._inputs: dict[int, Tensor] = {}
+        self._asked: dict[int, Tensor] = {}
+        self._cache: DynamicCache | None = None
 
-    def read(self, encoding: Encoding, first_layer: int) -> DynamicCache:
-        """The cache after reading the prompt under `encoding`, which equals `base` below `first_layer`.
+    @property
+    def layer_passes(self) -> int:
+        """Whole layers that all readings compute together, of len(order) x layers for separate ones.
 
-        `encoding` must be installed already. Layers below the nearest kept start aren't computed again.
+        Where the last layer ends with its keys and values, it doesn't count.
         """
-        start = max((at for at in self._inputs if at <= first_layer), default=0)
-        with self._starting_at(start):
+        whole = len(self._blocks) - 1 if self._can_stop else len(self._blocks)
+        return sum(max(0, whole - start) for start in self._starts)
+
+    def read(self, index: int) -> DynamicCache:
+        """The cache after reading the prompt under encoding `index`, which must be installed; in `order`, each once."""
+        number, start = self._done, self._starts[self._done]
+        assert self.order[number] == index, "readings come in the order of `order`"
+        shared = self._cache.layers[:start] if self._cache is not None else []
+        if start == len(self._blocks):  # no layer differs: the same cache
+            assert self._cache is not None
+            self._done += 1
+            return self._cache
+        self._cache = None
+        needed = later_starts(self._starts, number, len(self._blocks))
+        self._inputs = _still_needed(self._inputs, start, needed)
+        with self._from_layer(start, needed, self._inputs):
             cache = self._run()
         # Filled only now: during the pass an empty first layer says that no token is cached yet.
-        cache.layers[:start] = self.cache.layers[:start]
+        cache.layers[:start] = shared
+        if start not in needed:
+            self._inputs.pop(start, None)
+        self._done += 1
+        self._cache = cache
         return cache
 
+    @contextmanager
+    def asking(self) -> Iterator[None]:
+        """Within it the model's first pass, over the same tokens after every reading, shares layers as readings do."""
+        start = self._starts[self._done - 1]
+        needed = later_starts(self._starts, self._done - 1, len(self._blocks))
+        self._asked = _still_needed(self._asked, start, needed)
+        start = start if start in self._asked else 0
+        with ExitStack() as stack:
+            stack.enter_context(self._from_layer(start, needed, self._asked))
+            # Later passes depend on what the model says.
+            first = self.model.register_forward_hook(lambda *_: stack.close(), always_call=True)
+            stack.callback(first.remove)
+            yield
+        if start not in needed:
+            self._asked.pop(start, None)
+
+    def _start(self, paths: Sequence[Sequence[Hashable]], layers: Sequence[int], number: int) -> int:
+        """The layer at which reading `number` leaves the one before it; the number of layers when it never does."""
+        if number == 0 or not self._can_share:
+            return 0
+        before, mine = paths[self.order[number - 1]], paths[self.order[number]]
+        pairs = zip(layers, before, mine, strict=True)
+        return next((layer for layer, one, other in pairs if one != other), len(self._blocks))
+
+    @torch.no_grad()
     def _run(self) -> DynamicCache:
-        return cache_after(self.model, self._ids)
+        config: Any = self.model.config
+        cache = forkable_cache(config)
+        with self._stopping(cache):
+            self.model(input_ids=self._ids, past_key_values=cache, use_cache=True, logits_to_keep=1)
+        return cache
 
     @contextmanager
-    def _listening(self, starts: Sequence[int]) -> Iterator[None]:
+    def _from_layer(self, start: int, needed: Collection[int], inputs: dict[int, Tensor]) -> Iterator[None]:
+        """Passes within it begin at layer `start`, with its input from `inputs`, and put there those of later ones."""
         with ExitStack() as stack:
             for index, block in enumerate(self._blocks):
                 hook = block.register_forward_hook(self._note_form(index))
                 stack.callback(hook.remove)
-                if index in starts and index > 0:
-                    before = block.register_forward_pre_hook(self._keep_input(index), with_kwargs=True)
+                if index in needed and index > start:
+                    before = block.register_forward_pre_hook(_keep_input(inputs, index), with_kwargs=True)
                     stack.callback(before.remove)
+                if index < start:
+                    output = (inputs[start],) if self._gives_tuple[index] else inputs[start]
+                    stack.enter_context(_forward_as(block, lambda *_, _output=output, **__: _output))
             yield
 
     def _note_form(self, index: int) -> Any:
@@ -70,33 +151,64 @@ class SharedReading:
 
         return note
 
-    def _keep_input(self, index: int) -> Any:
-        def keep(_block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            self._inputs[index] = args[0] if args else kwargs["hidden_states"]
-
-        return keep
-
     @contextmanager
-    def _starting_at(self, start: int) -> Iterator[None]:
-        """Blocks below `start` hand their input on; block `start` gets the input that was kept."""
-        skipped = self._blocks[:start]
-        before = [block.__dict__.get("forward") for block in skipped]
-        try:
-            for index, block in enumerate(skipped):
-                kept = self._inputs[start]
-                output = (kept,) if self._gives_tuple[index] else kept
-                block.__dict__["forward"] = lambda *_, _output=output, **__: _output
+    def _stopping(self, cache: DynamicCache) -> Iterator[None]:
+        """The last block ends as soon as its keys and values are in the cache; its output is then no real one.
+
+        One that puts nothing into the cache runs to its end.
+        """
+        last = self._blocks[-1]
+        if not self._can_stop or len(cache.layers) != len(self._blocks):
             yield
-        finally:
-            for block, held in zip(skipped, before, strict=True):
-                block.__dict__.pop("forward", None)
-                if held is not None:  # a device hook's
-                    block.__dict__["forward"] = held
+            return
+        layer: Any = cache.layers[-1]
+        forward, update = last.forward, layer.update
+
+        def put_and_stop(*args: Any, **kwargs: Any) -> None:
+            update(*args, **kwargs)
+            raise _KeysAreIn
+
+        def until_then(*args: Any, **kwargs: Any) -> Any:
+            layer.__dict__["update"] = put_and_stop
+            try:
+                return forward(*args, **kwargs)
+            except _KeysAreIn:
+                states = _hidden_states(args, kwargs)
+                # Blocks of one model have one form, and the one below has shown it in this very pass.
+                return (states,) if self._gives_tuple[-2] else states
+            finally:
+                layer.__dict__.pop("update", None)
+
+        with _forward_as(last, until_then):
+            yield
 
 
-def first_difference(encoding: Encoding, base: Encoding, layers: Sequence[int]) -> int:
-    """The first of the rotary `layers` (ascending) in which two encodings differ; one past the last when none does."""
-    for layer in layers:
-        if encoding.at(layer) != base.at(layer):
-            return layer
-    return layers[-1] + 1
+def _still_needed(inputs: dict[int, Tensor], start: int, needed: Collection[int]) -> dict[int, Tensor]:
+    """The inputs that a reading from `start` on begins with or leaves to later ones."""
+    return {at: held for at, held in inputs.items() if at == start or (at < start and at in needed)}
+
+
+def _keep_input(inputs: dict[int, Tensor], index: int) -> Any:
+    def keep(_block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        inputs[index] = _hidden_states(args, kwargs)
+
+    return keep
+
+
+def _hidden_states(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+    """The input of a decoder block."""
+    states: Tensor = args[0] if args else kwargs["hidden_states"]
+    return states
+
+
+@contextmanager
+def _forward_as(block: nn.Module, forward: Any) -> Iterator[None]:
+    """Another forward for a block; what a device hook had put there comes back."""
+    held = block.__dict__.get("forward")
+    block.__dict__["forward"] = forward
+    try:
+        yield
+    finally:
+        block.__dict__.pop("forward", None)
+        if held is not None:
+            block.__dict__["forward"] = held

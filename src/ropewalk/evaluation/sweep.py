@@ -2,23 +2,18 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ropewalk.encodings.model_rotation import rotary_layers
 from ropewalk.evaluation.candidates import Candidate
 from ropewalk.evaluation.read import Reader
 from ropewalk.evaluation.score import Answer
-from ropewalk.evaluation.shared import SharedReading, first_difference
+from ropewalk.evaluation.shared import SharedReading
 from ropewalk.evaluation.store import Store
 from ropewalk.hf import installed
 from ropewalk.tasks.prompts import Prompt, PromptTask
-
-# Each start keeps its layer's input for the whole prompt, tokens x hidden size.
-MOST_STARTS = 8
 
 
 @dataclass(frozen=True)
@@ -49,7 +44,6 @@ class Sweep:
     ):
         self.reader, self.store = reader, store
         self._on_start, self._on_done = on_start, on_done
-        self._layers = [layer.index for layer in rotary_layers(reader.model)]
         self._answers: dict[tuple[str, str, str], list[Answer]] = {}
         for record in store.records():
             if record.get("kind") == "answers":
@@ -75,39 +69,19 @@ class Sweep:
 
     def _measure_prompt(self, stage: str, candidates: Sequence[Candidate], setting: str, prompt: Prompt) -> None:
         waiting = [c for c in candidates if (stage, c.name, prompt.id) not in self._answers]
-        while waiting:
-            base = waiting[0].base
-            family = [c for c in waiting if c.base == base]
-            waiting = [c for c in waiting if c.base != base]
-            if len(family) == 1:
-                self._measure_alone(stage, family[0], setting, prompt)
-            else:
-                self._measure_family(stage, family, setting, prompt)
-
-    def _measure_alone(self, stage: str, candidate: Candidate, setting: str, prompt: Prompt) -> None:
-        self._on_start(stage, candidate.name, prompt.id)
-        began = time.monotonic()
-        with installed(self.reader.model, candidate.encoding):
-            answers = self.reader.answers(prompt, setting)
-        self._keep(stage, candidate, prompt, answers, time.monotonic() - began)
-
-    def _measure_family(self, stage: str, family: Sequence[Candidate], setting: str, prompt: Prompt) -> None:
-        """Plans on one base: the base reads the prompt once, each plan from its own first layer on."""
-        base = family[0].base
-        firsts = {c.name: first_difference(c.encoding, base, self._layers) for c in family}
-        ordered = sorted(family, key=lambda c: -firsts[c.name])
-        self._on_start(stage, ordered[0].name, prompt.id)
-        began = time.monotonic()
-        starts = sorted(set(firsts.values()))
-        starts = starts[:: math.ceil(len(starts) / MOST_STARTS)]
-        shared = SharedReading(self.reader.model, base, prompt.haystack_ids, starts)
-        for candidate in ordered:
-            with installed(self.reader.model, candidate.encoding):
-                is_base = candidate.encoding == base
-                cache = shared.cache if is_base else shared.read(candidate.encoding, firsts[candidate.name])
-                answers = self.reader.questions(prompt, setting, cache)
-            self._keep(stage, candidate, prompt, answers, time.monotonic() - began)
+        if not waiting:
+            return
+        shared = SharedReading(self.reader.model, prompt.haystack_ids, [c.encoding for c in waiting])
+        for index in shared.order:
+            candidate = waiting[index]
+            self._on_start(stage, candidate.name, prompt.id)
             began = time.monotonic()
+            with installed(self.reader.model, candidate.encoding):
+                cache = shared.read(index)
+                with shared.asking():
+                    answers = self.reader.questions(prompt, setting, cache)
+            del cache  # so that only its shared layers are there during the next reading
+            self._keep(stage, candidate, prompt, answers, time.monotonic() - began)
 
     def _keep(self, stage: str, candidate: Candidate, prompt: Prompt, answers: list[Answer], seconds: float) -> None:
         record: dict[str, Any] = {

@@ -36,9 +36,8 @@ def draw_by_depth(answers: dict[str, list[Answer]], title: str, path: Path) -> N
             "linewidth": max(1.2, 3.6 - 1.0 * number),
             "markersize": max(3.5, 7.0 - 1.5 * number),
         }
-        depths = sorted({a.depth for a in found})
-        exact = [_mean([float(a.is_exact) for a in found if a.depth == depth]) for depth in depths]
-        nll = [_mean([a.nll for a in found if a.depth == depth]) for depth in depths]
+        means = by_depth(found)
+        depths, exact, nll = list(means), [m[0] for m in means.values()], [m[1] for m in means.values()]
         label = f"{name} (n={len(found)})"
         left.plot(depths, exact, "o-", label=label, **style)
         right.plot(depths, nll, "o-", label=label, **style)
@@ -50,6 +49,15 @@ def draw_by_depth(answers: dict[str, list[Answer]], title: str, path: Path) -> N
     figure.legend(*left.get_legend_handles_labels(), loc="outside lower center", ncols=1, frameon=False, fontsize=8)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=150)
+
+
+def by_depth(answers: Sequence[Answer]) -> dict[float, tuple[float, float]]:
+    """Depth -> (share of right answers, mean NLL in nats a token), depths ascending."""
+    found = {}
+    for depth in sorted({a.depth for a in answers}):
+        here = [a for a in answers if a.depth == depth]
+        found[depth] = _mean([float(a.is_exact) for a in here]), _mean([a.nll for a in here])
+    return found
 
 
 def finish(axes: Any, across: str, up: str) -> None:

@@ -35,6 +35,12 @@ class Row:
 
 
 HEADER = ("encoding", "answers right", "answer NLL, nats a token", "against the best rule")
+BREAKS_HEADER = ("tokens", "answers right, plain", "answer NLL, plain")
+SEARCH_HEADER = ("prompts", "answers right", "answer NLL")  # after the column of names
+SHORT_COST = (
+    'Mean nats a token of held-out text (lower is better); the plan can be installed with `when="long"`, which keeps '
+    "short inputs plain."
+)
 
 
 def final_rows(outcome: Outcome) -> list[Row]:
@@ -102,60 +108,118 @@ def evidence(outcome: Outcome) -> dict[str, Any]:
     } | {"verdict": verdict(outcome)}
 
 
+def title(outcome: Outcome, model: dict[str, Any]) -> str:
+    """Which model, from which length to which."""
+    job = outcome.job
+    return f"{model.get('name') or 'The model'}: from {job.original_length:,} to {job.target_length:,} tokens"
+
+
+def setup(outcome: Outcome) -> str:
+    """How it was measured, and what the brackets are."""
+    job = outcome.job
+    return (
+        f"Needles: {job.protocol} protocol, {job.setting} setting, {job.depths} depths, text {job.text.name}. "
+        "Brackets are 95 % intervals; haystacks, not questions, count as independent."
+    )
+
+
+def few_prompts(outcome: Outcome) -> str:
+    """A warning where the intervals are of little use; else nothing."""
+    prompts = len({a.prompt for a in outcome.final["plain"]})
+    return (
+        ""
+        if prompts >= 5
+        else f"With {prompts} haystacks the intervals are wide; a larger `--budget` buys more prompts."
+    )
+
+
+def where_it_breaks(outcome: Outcome) -> list[tuple[str, str, str]]:
+    """The plain model at its training length and past it, a row each; see BREAKS_HEADER."""
+    job, beyond = outcome.job, outcome.final["plain"]
+    at_original = outcome.at_original
+    return [
+        (f"{job.original_length:,} (training length)", right(at_original), nll(at_original)),
+        (f"{job.target_length:,}", right(beyond), nll(beyond)),
+    ]
+
+
+def short_header(outcome: Outcome) -> tuple[str, ...]:
+    """The columns of the cost on short inputs: lengths."""
+    lengths = next(iter(outcome.short.values()))
+    return ("encoding", *(f"{length:,} tokens" for length in lengths))
+
+
+def short_rows(outcome: Outcome) -> list[tuple[str, ...]]:
+    """The cost on short inputs, a row an arm."""
+    rows = []
+    for name, by_length in outcome.short.items():
+        cells = [
+            f"{mean:.3f}" if low == float("-inf") else f"{mean:.3f} [{low:.3f}, {high:.3f}]"
+            for mean, low, high in by_length.values()
+        ]
+        rows.append((name, *cells))
+    return rows
+
+
+def search_titles(outcome: Outcome) -> tuple[str, str]:
+    """What stands above the table of rules, and above that of DoPE plans."""
+    beneath = (outcome.dope_rule or _best_rule(outcome)).name
+    return (
+        "Length rules, best first, then plain; those that were dropped earlier have fewer prompts.",
+        f"DoPE plans on top of {beneath}, best first.",
+    )
+
+
+def facts(outcome: Outcome, model: dict[str, Any]) -> dict[str, str]:
+    """What else than the command decides the figures."""
+    text = outcome.job.text
+    return {
+        "seed": f"{outcome.job.seed}; text: {text.name}, SHA-256 {text.fingerprint[:16]}",
+        "model fingerprint": str(model.get("fingerprint"))[:16],
+        "versions": ", ".join(f"{name} {version}" for name, version in versions().items()),
+        "machine": machine(),
+    }
+
+
 def markdown(outcome: Outcome, command: str, model: dict[str, Any]) -> str:
     """The whole summary as a Markdown page."""
-    job = outcome.job
+    warning, (rules_title, dope_title) = few_prompts(outcome), search_titles(outcome)
     lines = [
-        f"# {model.get('name') or 'The model'}: from {job.original_length:,} to {job.target_length:,} tokens",
+        f"# {title(outcome, model)}",
         "",
         verdict(outcome),
         "",
-        f"Needles: {job.protocol} protocol, {job.setting} setting, {job.depths} depths, text {job.text.name}. "
-        "Brackets are 95 % intervals; haystacks, not questions, count as independent.",
+        setup(outcome),
         "",
         "## Judged on prompts that no choice had seen",
         "",
         *_table(HEADER, [row.cells() for row in final_rows(outcome)]),
         "",
-        *_few_prompts(outcome),
+        *([warning, ""] if warning else []),
         "## Where it breaks",
         "",
-        *_table(
-            ("tokens", "answers right, plain", "answer NLL, plain"),
-            [
-                (
-                    f"{job.original_length:,} (training length)",
-                    right(outcome.at_original),
-                    nll(outcome.at_original),
-                ),
-                (f"{job.target_length:,}", right(outcome.final["plain"]), nll(outcome.final["plain"])),
-            ],
-        ),
+        *_table(BREAKS_HEADER, where_it_breaks(outcome)),
         "",
         "## What it costs on short inputs",
         "",
-        'Mean nats a token of held-out text (lower is better); the plan can be installed with `when="long"`, which '
-        "keeps short inputs plain.",
+        SHORT_COST,
         "",
-        *_table(("encoding", *(f"{n:,} tokens" for n in _lengths(outcome))), _short_rows(outcome)),
+        *_table(short_header(outcome), short_rows(outcome)),
         "",
         "## The search",
         "",
-        "Length rules, best first, then plain; those that were dropped earlier have fewer prompts.",
+        rules_title,
         "",
-        *_table(("rule", "prompts", "answers right", "answer NLL"), search_rows(outcome.rules)),
+        *_table(("rule", *SEARCH_HEADER), search_rows(outcome.rules)),
         "",
-        f"DoPE plans on top of {(outcome.dope_rule or _best_rule(outcome)).name}, best first.",
+        dope_title,
         "",
-        *_table(("plan", "prompts", "answers right", "answer NLL"), search_rows(outcome.dope)),
+        *_table(("plan", *SEARCH_HEADER), search_rows(outcome.dope)),
         "",
         "## How this was made",
         "",
         f"- command: `{command}`",
-        f"- seed: {job.seed}; text: {job.text.name}, SHA-256 {job.text.fingerprint[:16]}",
-        f"- model fingerprint: {str(model.get('fingerprint'))[:16]}",
-        f"- versions: {', '.join(f'{name} {version}' for name, version in versions().items())}",
-        f"- machine: {machine()}",
+        *(f"- {name}: {value}" for name, value in facts(outcome, model).items()),
         "",
     ]
     return "\n".join(lines)
@@ -185,28 +249,6 @@ def _interval(estimate: Estimate) -> str:
         return "[one value: no interval]"
     mark = "" if estimate.is_clustered else " within one haystack"
     return f"[{estimate.low:.3f}, {estimate.high:.3f}]{mark}"
-
-
-def _few_prompts(outcome: Outcome) -> list[str]:
-    prompts = len({a.prompt for a in outcome.final["plain"]})
-    if prompts >= 5:
-        return []
-    return [f"With {prompts} haystacks the intervals are wide; a larger `--budget` buys more prompts.", ""]
-
-
-def _short_rows(outcome: Outcome) -> list[tuple[str, ...]]:
-    rows = []
-    for name, by_length in outcome.short.items():
-        cells = [
-            f"{mean:.3f}" if low == float("-inf") else f"{mean:.3f} [{low:.3f}, {high:.3f}]"
-            for mean, low, high in by_length.values()
-        ]
-        rows.append((name, *cells))
-    return rows
-
-
-def _lengths(outcome: Outcome) -> list[int]:
-    return list(next(iter(outcome.short.values())))
 
 
 def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:

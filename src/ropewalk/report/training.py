@@ -71,9 +71,7 @@ def markdown(comparison: Comparison, command: str) -> str:
         f"- task: {recipe.task} ({fields})",
         f"- model: {model.hidden} channels, {model.heads} heads ({model.key_heads} of keys), {model.layers} layers, "
         f"MLP {model.mlp}, dropout {model.dropout}",
-        f"- schedule: AdamW, learning rate {recipe.learning_rate:g} after {recipe.warmup_steps:,} steps of warm-up, "
-        f"cosine to {recipe.final:g} of it, weight decay {recipe.weight_decay:g}, clipping at {recipe.clip:g}, "
-        f"{recipe.precision}",
+        f"- schedule: {recipe.described()}",
         "- one seed means the same initial weights and the same order of data for all encodings",
         f"- versions: {', '.join(f'{name} {version}' for name, version in versions().items())}",
         f"- machine: {machine()}",
@@ -92,7 +90,7 @@ def draw_curves(comparison: Comparison, path: Path) -> None:
     for name, (dashes, colour) in zip(comparison.names, _styles(), strict=False):
         label = name
         for result in comparison.of(name):
-            points = RunFolder(comparison.out, name, result.seed).curve()
+            points = RunFolder.of(comparison.out, name, result.seed).curve()
             seen = [(p["step"], p["metric"]) for p in points if p.get("metric") is not None]
             axes.plot(
                 *zip(*seen, strict=True) if seen else ([], []),

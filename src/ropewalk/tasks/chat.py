@@ -12,6 +12,9 @@ from ropewalk.tasks.haystack import encode, spelled
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+PLAIN_QUESTION = "\n\nQuestion: {question}\nAnswer: "
+# A value follows these without a space.
+_OPENERS = ('"', "(", "[", "{")
 _SENTINEL = "HAYSTACKGOESHERE"
 # Some chat templates print today's date; prompts must be the same every day. Llama's take a `date_string`;
 # others call strftime_now, which no argument can replace, only a macro of that name before the template.
@@ -40,22 +43,49 @@ class Frame:
     tail: str
     answer_prefix: str
 
-    def ask(self, tokenizer: PreTrainedTokenizerBase, key: str, value: str) -> tuple[list[int], list[int]]:
+    def ask(
+        self, tokenizer: PreTrainedTokenizerBase, key: str, value: str, end: str = ""
+    ) -> tuple[list[int], list[int]]:
         """(ids after the haystack up to the answer, ids of the answer) for one key and its value.
 
         The two are cut from one tokenization, so the answer has the tokens that the model would write. A
-        token of mere space before the value (some tokenizers split it off) belongs to the question.
+        token of mere space before the value (some tokenizers split it off) belongs to the question. `end` follows the
+        value and is part of the answer: it tells 18 from the start of 180.
         """
-        before = self.question.replace("{key}", key) + self.tail + self.answer_prefix.replace("{key}", key)
-        alone = encode(tokenizer, before, special=True)
-        gap = "" if before[-1:].isspace() else " "
-        joined = encode(tokenizer, before + gap + value, special=True)
+        asked, prefix = self.question.replace("{key}", key), self.answer_prefix.replace("{key}", key)
+        whole = asked + self.tail + prefix
+        gap = "" if whole[-1:].isspace() or whole.endswith(_OPENERS) else " "
+        opening: list[int] = []
+        has_names = any(encode(tokenizer, said) != encode(tokenizer, said, special=True) for said in (key, value))
+        if has_names:  # of special tokens: in a key they are mere text, unlike those in the tail
+            opening = encode(tokenizer, asked) + encode(tokenizer, self.tail, special=True)
+            whole = prefix
+        alone = encode(tokenizer, whole, special=not has_names)
+        joined = encode(tokenizer, whole + gap + value + end, special=not has_names)
         cut = len(list(takewhile(lambda pair: pair[0] == pair[1], zip(alone, joined, strict=False))))
         while cut < len(joined) - 1 and not spelled(tokenizer, joined[cut]).strip():
             cut += 1
         if not joined[cut:]:
             raise ArgumentError("tokenizer", type(tokenizer).__name__, f"gives no tokens for the answer {value!r}")
-        return joined[:cut], joined[cut:]
+        return opening + joined[:cut], joined[cut:]
+
+
+def frame_for(
+    tokenizer: PreTrainedTokenizerBase,
+    use_chat_template: bool,
+    instruction: str,
+    question: str,
+    answer_prefix: str,
+    plain_question: str = PLAIN_QUESTION,
+    gap: str = "\n\n",
+) -> Frame:
+    """A chat model's frame; where there is no template, or none is wanted, plain text's.
+
+    `plain_question` sets {question} in plain text; in a chat, `gap` stands between what is read and the question.
+    """
+    if use_chat_template and tokenizer.chat_template:
+        return chat_frame(tokenizer, instruction, gap + question, answer_prefix)
+    return plain_frame(tokenizer, instruction, plain_question.replace("{question}", question), answer_prefix)
 
 
 def plain_frame(tokenizer: PreTrainedTokenizerBase, instruction: str, question: str, answer_prefix: str) -> Frame:
@@ -86,7 +116,7 @@ def chat_frame(tokenizer: PreTrainedTokenizerBase, instruction: str, question: s
     if len(rest) != 1:
         raise ArgumentError("chat_template", name, "doesn't print a user message once; use use_chat_template=False")
     opening = (*encode(tokenizer, head, special=True), *encode(tokenizer, instruction + "\n\n"))
-    return Frame(opening, "\n\n" + question, rest[0], answer_prefix)
+    return Frame(opening, question, rest[0], answer_prefix)
 
 
 def _without_today(template: str) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -67,6 +67,25 @@ def encode(tokenizer: PreTrainedTokenizerBase, text: str, special: bool = False)
     """
     encoded = tokenizer(text, add_special_tokens=False, split_special_tokens=not special, verbose=False)
     return [int(i) for i in encoded["input_ids"]]
+
+
+def encode_item(tokenizer: PreTrainedTokenizerBase, item: str, separator: str) -> list[int]:
+    """Token ids of one item of a list and the separator after it, as they are between other items like it.
+
+    Tokenizers spell a line break before a text otherwise than one at the end, and some put a space before a text's
+    first word. Items encoded so can be put one after the other, in any order and number.
+    """
+    if not item.strip() or not tokenizer.is_fast:
+        return encode(tokenizer, item + separator)
+    next_word = item.split(maxsplit=1)[0]
+    whole = separator + item + separator + next_word
+    encoded = tokenizer(
+        whole, add_special_tokens=False, split_special_tokens=True, return_offsets_mapping=True, verbose=False
+    )
+    # By the ends: a token of mere space may have both its offsets at its end.
+    first, last = len(separator), len(whole) - len(next_word)
+    ends = [end for _, end in encoded["offset_mapping"]]
+    return [int(i) for i, end in zip(encoded["input_ids"], ends, strict=True) if first < end <= last]
 
 
 def spelled(tokenizer: PreTrainedTokenizerBase, token: int) -> str:
@@ -143,28 +162,35 @@ def _file(path: Path, at_most: int) -> str:
 
 def _dataset(source: str, at_most: int) -> str:
     """Rows of a streamed data set's text column, joined by blank lines, up to `at_most` characters."""
-    name, config, split, column = _dataset_parts(source)
+    _, _, _, column = _dataset_parts(source, "text")
+    return _join_rows(dataset_rows(source, "text"), source, column or "text", at_most)
+
+
+def dataset_rows(source: str, argument: str) -> Iterator[dict[str, Any]]:
+    """The rows of the streamed Hugging Face data set `hf:NAME[:CONFIG][:SPLIT][#COLUMN]`, split `train` unless given.
+
+    Raises ArgumentError, naming the argument that the source came from, for one that can't be read.
+    """
+    name, config, split, _ = _dataset_parts(source, argument)
     try:
         from datasets import load_dataset
     except ModuleNotFoundError as error:
-        raise ArgumentError("text", source, "needs the package datasets; pip install datasets") from error
+        raise ArgumentError(argument, source, "needs the package datasets; pip install datasets") from error
     try:
-        return _join_rows(load_dataset(name, config, split=split, streaming=True), source, column, at_most)
-    except ArgumentError:
-        raise
+        yield from load_dataset(name, config, split=split, streaming=True)
     except (OSError, ValueError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:200]
         remedy = f"the data set can't be read ({reason}); check its name, configuration and split"
-        raise ArgumentError("text", source, remedy) from error
+        raise ArgumentError(argument, source, remedy) from error
 
 
-def _dataset_parts(source: str) -> tuple[str, str | None, str, str]:
+def _dataset_parts(source: str, argument: str) -> tuple[str, str | None, str, str]:
     place, _, column = source.removeprefix("hf:").partition("#")
     parts = place.split(":")
     if not parts[0] or len(parts) > 3:
-        raise ArgumentError("text", source, "must read hf:NAME[:CONFIG][:SPLIT][#COLUMN]")
+        raise ArgumentError(argument, source, "must read hf:NAME[:CONFIG][:SPLIT][#COLUMN]")
     name, config, split = [*parts, "", ""][:3]
-    return name, config or None, split or "train", column or "text"
+    return name, config or None, split or "train", column
 
 
 def _join_rows(rows: Iterable[dict[str, Any]], source: str, column: str, at_most: int) -> str:

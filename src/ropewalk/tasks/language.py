@@ -56,13 +56,13 @@ class Language(SequenceTask):
     @property
     def sha256(self) -> str:
         """The SHA-256 (hex) of the text, as far as it is read."""
-        return _text(self.text, self.characters).fingerprint
+        return whole_text(self.text, self.characters).fingerprint
 
     @property
     def vocabulary_size(self) -> int:
         if self.tokenizer == CHARACTERS:
-            return 1 + len(_alphabet(_text(self.text, self.characters)))
-        return 1 + max(_tokenizer(self.tokenizer).get_vocab().values())
+            return 1 + len(characters_of(whole_text(self.text, self.characters)))
+        return 1 + max(tokenizer_named(self.tokenizer).get_vocab().values())
 
     @property
     def longest(self) -> int:
@@ -70,7 +70,7 @@ class Language(SequenceTask):
 
     def dataset(self, split: str) -> Dataset:
         check_split(split)
-        spelling = CHARACTERS if self.tokenizer == CHARACTERS else _fingerprint(_tokenizer(self.tokenizer))
+        spelling = CHARACTERS if self.tokenizer == CHARACTERS else _fingerprint(tokenizer_named(self.tokenizer))
         depends_on = {"sha256": self.sha256, "spelling": spelling, "length": self.length, "split": split}
         source = {"text": self.text, "tokenizer": self.tokenizer, "characters": self.characters}
         remedy = f"its {split} part is too short for {self.length} tokens; give a longer text, or a shorter length"
@@ -78,18 +78,19 @@ class Language(SequenceTask):
 
 
 def _rows(text: str, tokenizer: str, characters: int, length: int, split: str, **rest: Any) -> Iterator[dict[str, Any]]:
-    read = _text(text, characters)
-    part = _part(read, split)
+    read = whole_text(text, characters)
+    part = part_of(read, split)
     if tokenizer == CHARACTERS:
-        places = {character: place for place, character in enumerate(_alphabet(read), start=_UNKNOWN + 1)}
+        places = {character: place for place, character in enumerate(characters_of(read), start=_UNKNOWN + 1)}
         tokens = [places.get(character, _UNKNOWN) for character in part]
     else:
-        speller = _tokenizer(tokenizer)
+        speller = tokenizer_named(tokenizer)
         tokens = [token for stretch in _stretches(part) for token in encode(speller, stretch)]
     yield from pieces(tokens, length, whole_only=True)
 
 
-def _part(text: Text, split: str) -> str:
+def part_of(text: Text, split: str) -> str:
+    """The characters of a text that are for training, for validation or for the test."""
     size = len(text.text)
     train, validation = size * 90 // 100, size * 95 // 100
     starts, ends = {"train": (0, train), "validation": (train, validation), "test": (validation, size)}[split]
@@ -107,7 +108,8 @@ def _stretches(text: str) -> Iterator[str]:
         start = end
 
 
-def _text(source: str, characters: int) -> Text:
+def whole_text(source: str, characters: int) -> Text:
+    """At most `characters` of a source that `read_text` takes; read again when its file has changed."""
     try:
         status = os.stat(source)
         seen = (status.st_size, status.st_mtime_ns)
@@ -122,12 +124,14 @@ def _read(source: str, characters: int, seen: tuple[int, int]) -> Text:
 
 
 @functools.lru_cache(maxsize=2)
-def _alphabet(text: Text) -> str:
-    return "".join(sorted(set(_part(text, "train"))))
+def characters_of(text: Text) -> str:
+    """The characters of a text's training part, in the order of Unicode."""
+    return "".join(sorted(set(part_of(text, "train"))))
 
 
 @functools.lru_cache(maxsize=2)
-def _tokenizer(name: str) -> PreTrainedTokenizerBase:
+def tokenizer_named(name: str) -> PreTrainedTokenizerBase:
+    """A Hugging Face tokenizer by its folder or its name on the hub, loaded once."""
     from transformers import AutoTokenizer
 
     from ropewalk.hf.loading import quiet

@@ -4,15 +4,23 @@ from __future__ import annotations
 
 import dataclasses
 import random
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ropewalk.errors import ArgumentError
-from ropewalk.tasks.chat import Frame, chat_frame, plain_frame
-from ropewalk.tasks.haystack import Text, draw_window, encode, spelled
-from ropewalk.tasks.prompts import Prompt, Question
+from ropewalk.tasks.chat import PLAIN_QUESTION, Frame, frame_for
+from ropewalk.tasks.haystack import Text, encode
+from ropewalk.tasks.hiding import (
+    check_hiding,
+    checked_depths,
+    depth_values,
+    hide,
+    place_in,
+    start_tokens,
+    window_of,
+)
+from ropewalk.tasks.prompts import Prompt, Question, prompt_indices
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -25,11 +33,7 @@ Beijing Shanghai Tokyo Osaka Kyoto Seoul Perth Auckland Honolulu Havana Bogota Q
 Lagos Dakar Kampala
 """
 CITIES = tuple(_NAMES.split())
-SETTINGS = ("original", "noisy")
 PROTOCOLS = ("multi", "single")
-SNAP_TOKENS = 50
-# Steps of the golden ratio spread the windows of prompts 0, 1, 2 ... evenly over the text.
-_GOLDEN = 0.6180339887498949
 
 
 @dataclass(frozen=True)
@@ -53,7 +57,7 @@ class Wording:
     needle: str = "The special magic number for {key} is {value}."
     question: str = "What is the special magic number for {key}?"
     answer_prefix: str = "The special magic number for {key} is"
-    plain_question: str = "\n\nQuestion: {question}\nAnswer: "
+    plain_question: str = PLAIN_QUESTION
     keys: tuple[str, ...] = CITIES
     value_digits: int = 7
 
@@ -95,25 +99,10 @@ class NeedleTask:
     use_chat_template: bool = True
 
     def __post_init__(self) -> None:
-        for name, known in (("protocol", PROTOCOLS), ("setting", SETTINGS)):
-            if getattr(self, name) not in known:
-                raise ArgumentError(name, getattr(self, name), f"choose {' or '.join(known)}")
-        if self.length < 1:
-            raise ArgumentError("length", self.length, "must be a positive number of tokens")
-        if self.noise_tokens < 1:
-            remedy = "must be at least 1; for none use setting='original'"
-            raise ArgumentError("noise_tokens", self.noise_tokens, remedy)
-        self._check_depths()
-
-    def _check_depths(self) -> None:
-        if isinstance(self.depths, int):
-            if self.depths < 1:
-                raise ArgumentError("depths", self.depths, "must be at least 1")
-        else:
-            object.__setattr__(self, "depths", tuple(float(d) for d in self.depths))
-        values = self.depth_values
-        if not values or not all(0 <= d <= 1 for d in values) or list(values) != sorted(set(values)):
-            raise ArgumentError("depths", self.depths, "must be distinct numbers from 0 to 1, ascending")
+        if self.protocol not in PROTOCOLS:
+            raise ArgumentError("protocol", self.protocol, f"choose {' or '.join(PROTOCOLS)}")
+        check_hiding(self.length, self.setting, self.noise_tokens)
+        object.__setattr__(self, "depths", checked_depths(self.depths))
         keys, digits = len(self.wording.keys), self.wording.value_digits
         if self._needles_each > keys:
             raise ArgumentError("depths", self.depths, f"there are {keys} keys and each depth needs its own")
@@ -123,9 +112,7 @@ class NeedleTask:
     @property
     def depth_values(self) -> tuple[float, ...]:
         """The depths, ascending; a single uniform depth is the middle."""
-        if not isinstance(self.depths, int):
-            return self.depths
-        return (0.5,) if self.depths == 1 else tuple(i / (self.depths - 1) for i in range(self.depths))
+        return depth_values(self.depths)
 
     @property
     def _needles_each(self) -> int:
@@ -143,22 +130,16 @@ class NeedleTask:
         Sets with other indices are other needles in other windows, so one set can choose and another judge.
         Raises ArgumentError when the text is too short for the length, or the length for the needles.
         """
-        if number < 1:
-            raise ArgumentError("number", number, "must be at least 1 prompt")
-        frame = self._frame(tokenizer)
+        indices = prompt_indices(number, first)
+        said = self.wording
+        around = said.instruction, said.question, said.answer_prefix, said.plain_question
+        frame = frame_for(tokenizer, self.use_chat_template, *around)
         keys = self._free_keys()
-        return [self._prompt(tokenizer, frame, keys, index) for index in range(first, first + number)]
+        return [self._prompt(tokenizer, frame, keys, index) for index in indices]
 
     def prompt_id(self, index: int) -> str:
         """The name of prompt `index`."""
         return f"needle/{self.protocol}/{self.setting}/{self.length}/{self.seed}/{index}"
-
-    def _frame(self, tokenizer: PreTrainedTokenizerBase) -> Frame:
-        said = self.wording
-        if self.use_chat_template and tokenizer.chat_template:
-            return chat_frame(tokenizer, said.instruction, said.question, said.answer_prefix)
-        question = said.plain_question.replace("{question}", said.question)
-        return plain_frame(tokenizer, said.instruction, question, said.answer_prefix)
 
     def _free_keys(self) -> tuple[str, ...]:
         """The keys that the text doesn't mention, or all if those are too few."""
@@ -182,7 +163,7 @@ class NeedleTask:
     def _prompt(self, tokenizer: PreTrainedTokenizerBase, frame: Frame, keys: Sequence[str], index: int) -> Prompt:
         needles = self._needles(keys, index)
         asked = [frame.ask(tokenizer, needle.key, needle.value) for needle in needles]
-        noise = self._noise(tokenizer)
+        noise = start_tokens(tokenizer, self.setting, self.noise_tokens)
         hidden = [encode(tokenizer, " " + self.wording.sentence(needle)) for needle in needles]
         around = len(frame.head) + max(len(ids) + len(answer) for ids, answer in asked)
         around += sum(len(ids) + len(noise) for ids in hidden)
@@ -191,57 +172,13 @@ class NeedleTask:
             least = around + len(needles)
             remedy = f"needles and question take {around} tokens; use at least {least}"
             raise ArgumentError("length", self.length, remedy)
-        start = random.Random(f"window/{self.seed}").random()
         # Room for the noise is drawn and cut off, so that a noisy prompt has the original one's text.
         drawn = count + len(noise) * len(needles)
-        window = draw_window(self.text, tokenizer, drawn, (start + index * _GOLDEN) % 1.0)[:count]
-        places = [_place(tokenizer, window, needle.depth) for needle in needles]
-        haystack, spans = _hide(frame.head, window, places, hidden, noise)
+        window = window_of(self.text, tokenizer, drawn, self.seed, index)[:count]
+        places = [place_in(tokenizer, window, needle.depth) for needle in needles]
+        haystack, spans = hide(frame.head, window, places, hidden, noise)
         questions = tuple(
             Question(tuple(ids), tuple(answer), n.key, n.value, n.depth, span)
             for n, (ids, answer), span in zip(needles, asked, spans, strict=True)
         )
         return Prompt(self.prompt_id(index), tuple(haystack), questions)
-
-    def _noise(self, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-        if self.setting == "original":
-            return []
-        start = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
-        if start is None:
-            remedy = "the tokenizer has no start or end token; use 'original'"
-            raise ArgumentError("setting", self.setting, remedy)
-        return [int(start)] * self.noise_tokens
-
-
-def _place(tokenizer: PreTrainedTokenizerBase, window: Sequence[int], depth: float) -> int:
-    """The index in the window where a needle goes: its depth, moved to a sentence's end within SNAP_TOKENS.
-
-    Ends without a line break come first: there the needle's own leading space and the next sentence's fit.
-    """
-    wanted = round(depth * len(window))
-    if wanted in (0, len(window)):
-        return wanted
-    near = [place for step in range(SNAP_TOKENS + 1) for place in (wanted - step, wanted + step)]
-    inside = {place: spelled(tokenizer, window[place - 1]) for place in near if 0 < place < len(window)}
-    for ends in (r"[.!?][^\n]*$", r"[.!?\n]"):
-        for place, before in inside.items():
-            if re.search(ends, before):
-                return place
-    return wanted
-
-
-def _hide(
-    head: Sequence[int],
-    window: Sequence[int],
-    places: Sequence[int],
-    hidden: Sequence[Sequence[int]],
-    noise: Sequence[int],
-) -> tuple[list[int], list[tuple[int, int]]]:
-    """The haystack with needles at ascending places, each followed by the noise; and their [start, end)."""
-    haystack, spans, done = list(head), [], 0
-    for place, needle in zip(places, hidden, strict=True):
-        haystack += window[done:place]
-        spans.append((len(haystack), len(haystack) + len(needle)))
-        haystack += [*needle, *noise]
-        done = place
-    return haystack + list(window[done:]), spans

@@ -5,8 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
+from ropewalk.errors import ArgumentError
+
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+# The depth of an answer that stands nowhere in the text.
+NOWHERE = -1.0
 
 
 @dataclass(frozen=True)
@@ -14,7 +19,7 @@ class Question:
     """One question about a prompt: `ids` follow what was read, `answer_ids` (the value) follow those.
 
     `key` names the question within its prompt. `depth` is where in the text the answer stands, 0 to 1; `needle_span`,
-    [start, end), is where it is in the tokens read, or (0, 0) where it stands nowhere.
+    [start, end), is where it is in the tokens read. An answer that stands nowhere has depth NOWHERE, -1, and (0, 0).
     """
 
     ids: tuple[int, ...]
@@ -57,3 +62,12 @@ class PromptTask(Protocol):
     def to_dict(self) -> dict[str, Any]:
         """All that its prompts depend on, JSON-ready; of a text its name and fingerprint."""
         ...
+
+
+def prompt_indices(number: int, first: int) -> range:
+    """first .. first + number - 1; raises ArgumentError for fewer than one, or a first one below 0."""
+    if number < 1:
+        raise ArgumentError("number", number, "must be at least 1 prompt")
+    if first < 0:
+        raise ArgumentError("first", first, "must be at least 0")
+    return range(first, first + number)

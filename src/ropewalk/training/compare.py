@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
-
-import torch
 
 from ropewalk.errors import ArgumentError
 from ropewalk.tasks.sequences import SequenceTask
@@ -16,8 +13,9 @@ from ropewalk.training.folder import RunFolder
 from ropewalk.training.models import build_model, check_length, shape
 from ropewalk.training.named import check_names, named
 from ropewalk.training.recipe import ModelSize, Recipe
-from ropewalk.training.run import Result, identity, prepared, train
-from ropewalk.training.trainer import Watch
+from ropewalk.training.resumable import joined
+from ropewalk.training.run import Result, data_facts, identity, prepared, train
+from ropewalk.training.trainer import Watch, check_processes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,6 +52,7 @@ class Comparison:
         """All of it, JSON-ready, but for the folder."""
         return {
             "task": self.task.to_dict(),
+            **data_facts(self.task),
             "recipe": self.recipe.to_dict(),
             "metric": self.task.metric,
             "results": [dataclasses.asdict(r) for name in self.names for r in self.of(name)],
@@ -67,12 +66,12 @@ def check(comparison: Comparison, use_cpu: bool = False) -> None:
     if comparison.seeds < 1:
         raise ArgumentError("seeds", comparison.seeds, "give an integer of 1 or more")
     recipe, task = comparison.recipe, comparison.task
-    _check_processes(recipe, use_cpu)
+    check_processes(recipe, use_cpu)
     for name in comparison.names:
         chosen = named(name, shape(recipe.model, task.longest))
         check_length(chosen, recipe.model, task.longest)
         for seed in range(comparison.seeds):
-            RunFolder(comparison.out, name, seed).check(identity(recipe, task, chosen, seed))
+            RunFolder.of(comparison.out, name, seed).check(identity(recipe, task, chosen, seed))
     check_fit(recipe.model, comparison.names, task.longest)
 
 
@@ -103,10 +102,8 @@ def compare(
     Raises:
         ArgumentError: as `check` and `train` say.
     """
-    from accelerate import PartialState
-
     check(comparison, use_cpu)
-    state = PartialState(cpu=True) if use_cpu else PartialState()
+    state = joined(use_cpu)
     with state.main_process_first():  # the others find the first one's cache
         data = prepared(comparison.task, comparison.recipe)
     for seed in range(comparison.seeds):
@@ -116,15 +113,3 @@ def compare(
             if done is not None and state.is_main_process:
                 done(comparison)
     return comparison
-
-
-def _check_processes(recipe: Recipe, use_cpu: bool) -> None:
-    here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    gpus = 0 if use_cpu else torch.cuda.device_count()
-    if 0 < gpus < here:
-        remedy = f"this machine has {gpus}; start as many processes, or train on the CPU"
-        raise ArgumentError("processes a machine, one a GPU", here, remedy)
-    parts = int(os.environ.get("WORLD_SIZE", "1")) * recipe.accumulation
-    if recipe.batch % parts:
-        remedy = f"must be a multiple of {parts}, the processes times accumulation={recipe.accumulation}"
-        raise ArgumentError("batch", recipe.batch, remedy)

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import bisect
 import itertools
 import time
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -23,13 +22,29 @@ if TYPE_CHECKING:
 
 Row = tuple[NDArray[Any], NDArray[Any]]
 _COLUMNS = ("input_ids", "labels")
+# A column of at most so many bytes is copied into memory, where a batch of it is had in a few strokes.
+_COPIED = 1 << 28
+
+
+class Ragged(NamedTuple):
+    """Rows of different lengths: how many tokens each has, and all their ids and labels end to end."""
+
+    lengths: NDArray[Any]
+    ids: NDArray[Any]
+    labels: NDArray[Any]
+
+    @classmethod
+    def of(cls, rows: Sequence[Row]) -> Ragged:
+        """From rows one by one."""
+        lengths = np.array([len(ids) for ids, _ in rows], dtype=np.int64)
+        return cls(lengths, np.concatenate([ids for ids, _ in rows]), np.concatenate([labels for _, labels in rows]))
 
 
 class Rows(Dataset[Row]):
     """A split's sequences, each as (token ids, labels).
 
-    They are read where Arrow has them, mapped from the file: a row costs microseconds and no copy of the data is made.
-    A dataset with a transform of its own is asked for each row instead.
+    They are read where Arrow has them, mapped from the file, so that no copy of a large split is made. A dataset with a
+    transform of its own is asked for each row instead.
     """
 
     def __init__(self, dataset: datasets.Dataset):
@@ -48,23 +63,41 @@ class Rows(Dataset[Row]):
         if self._plain is not None:
             row = self._plain[index]
             return np.asarray(row["input_ids"]), np.asarray(row["labels"])
-        ids, labels = self._columns
-        return ids[index], labels[index]
+        return self._columns[0][index], self._columns[1][index]
+
+    def __getitems__(self, indices: Sequence[int]) -> Ragged:
+        """Many rows at once, which is how a data loader asks where it can."""
+        if self._plain is not None:
+            return Ragged.of([self[index] for index in indices])
+        (lengths, ids), (_, labels) = (column.many(np.asarray(indices)) for column in self._columns)
+        return Ragged(lengths, ids, labels)
 
 
 class _Lists:
     """A column of lists of integers, by row, out of however many chunks it has."""
 
     def __init__(self, column: pyarrow.ChunkedArray):
-        chunks = [chunk for chunk in column.chunks if len(chunk)]
+        whole = column.combine_chunks() if column.nbytes <= _COPIED else column
+        chunks = [chunk for chunk in getattr(whole, "chunks", [whole]) if len(chunk)]
         self._parts = [_part(chunk) for chunk in chunks]
-        self._ends = list(itertools.accumulate(len(chunk) for chunk in chunks))
+        self._ends = np.cumsum([len(chunk) for chunk in chunks], dtype=np.int64)
 
     def __getitem__(self, index: int) -> NDArray[Any]:
-        part = bisect.bisect_right(self._ends, index)
-        begin = self._ends[part - 1] if part else 0
+        part = int(np.searchsorted(self._ends, index, side="right"))
         values, offsets = self._parts[part]
-        return values[offsets[index - begin] : offsets[index - begin + 1]]
+        place = index - (int(self._ends[part - 1]) if part else 0)
+        return values[offsets[place] : offsets[place + 1]]
+
+    def many(self, indices: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:
+        """(lengths, numbers end to end) of the rows."""
+        if len(self._parts) > 1:
+            rows = [self[index] for index in indices.tolist()]
+            return np.array([len(row) for row in rows]), np.concatenate(rows)
+        values, offsets = self._parts[0]
+        starts = offsets[indices].astype(np.int64)
+        lengths = offsets[indices + 1] - starts
+        ends = np.cumsum(lengths)
+        return lengths, values[np.repeat(starts - ends + lengths, lengths) + np.arange(ends[-1])]
 
 
 def _part(chunk: Any) -> tuple[NDArray[Any], NDArray[Any]]:
@@ -115,16 +148,15 @@ class Collator:
     def __init__(self, padding: int, vocabulary_size: int):
         self._padding, self._vocabulary_size = padding, vocabulary_size
 
-    def __call__(self, rows: Sequence[Row]) -> dict[str, Tensor]:
-        longest = max(len(ids) for ids, _ in rows)
-        batch = np.full((len(rows), longest), self._padding, dtype=np.int64)
-        labelled = np.full((len(rows), longest), NO_LABEL, dtype=np.int64)
-        for number, (ids, labels) in enumerate(rows):
-            batch[number, : len(ids)] = ids
-            labelled[number, : len(labels)] = labels
-        for name, found in zip(_COLUMNS, (batch, labelled), strict=True):
-            self._check(name, found)
-        return {"input_ids": torch.from_numpy(batch), "labels": torch.from_numpy(labelled)}
+    def __call__(self, rows: Ragged) -> dict[str, Tensor]:
+        is_filled = np.arange(rows.lengths.max()) < rows.lengths[:, None]
+        found = []
+        for name, padding, numbers in zip(_COLUMNS, (self._padding, NO_LABEL), rows[1:], strict=True):
+            batch = np.full(is_filled.shape, padding, dtype=np.int64)
+            batch[is_filled] = numbers
+            self._check(name, numbers)
+            found.append(torch.from_numpy(batch))
+        return dict(zip(_COLUMNS, found, strict=True))
 
     def _check(self, name: str, found: NDArray[np.int64]) -> None:
         least = 0 if name == "input_ids" else NO_LABEL

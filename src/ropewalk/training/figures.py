@@ -59,7 +59,7 @@ def measure(
     with torch.no_grad():
         for begin in range(0, len(rows), batch * processes):
             chosen = range(begin + process * batch, min(begin + (process + 1) * batch, len(rows)))
-            made = collator([rows[i] for i in chosen] or [rows[0]])
+            made = collator(rows.__getitems__(chosen or range(1)))
             sums = _sums(model, made["input_ids"].to(device), made["labels"].to(device))
             if chosen:
                 total += sums

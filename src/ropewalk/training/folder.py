@@ -14,23 +14,29 @@ _CHECKPOINT = "checkpoint-"
 
 
 class RunFolder:
-    """OUT/ENCODING/seed-N of one run, and what is in it:
+    """The folder of one run, and what is in it:
 
-    - run.json: the encoding, recipe and seed, written at the start; a folder of another run is refused by it;
+    - run.json: whose run it is, written at the start; a folder of another run is refused by it;
+    - start.json: what was measured before the first step, where something was;
     - curve.jsonl: a line for each logged step;
     - checkpoint-STEP: to go on from, until the run is finished;
-    - model: the trained model, for `ropewalk.load`;
+    - model: the trained model, for `ropewalk.load`, with its tokenizer where it has one;
     - result.json: what came out, written last.
     """
 
-    def __init__(self, out: Path, encoding: str, seed: int):
-        self.path = out / encoding / f"seed-{seed}"
+    def __init__(self, path: Path):
+        self.path = path
         self.curve_file = self.path / "curve.jsonl"
         self.model = self.path / "model"
 
+    @classmethod
+    def of(cls, out: Path, encoding: str, seed: int) -> RunFolder:
+        """The folder of one run of a comparison: OUT/ENCODING/seed-N."""
+        return cls(out / encoding / f"seed-{seed}")
+
     def check(self, identity: dict[str, Any]) -> None:
         """Refuse a folder that holds another run, naming the first thing that differs; writes nothing."""
-        found = _read_json(self.path / "run.json")
+        found = self.about()
         if found is None:
             if self.path.is_dir() and any(not file.name.startswith(".") for file in self.path.iterdir()):
                 raise ArgumentError("out", str(self.path), "it holds files but no run.json; choose another folder")
@@ -40,10 +46,23 @@ class RunFolder:
             remedy = f"it holds another run ({difference}); choose another folder"
             raise ArgumentError("out", str(self.path), remedy)
 
+    def about(self) -> dict[str, Any] | None:
+        """Whose folder it is, if it has been begun."""
+        return _read_json(self.path / "run.json")
+
     def begin(self, identity: dict[str, Any]) -> None:
         """Say whose folder it is."""
         if not (self.path / "run.json").is_file():
             write_atomically(self.path / "run.json", json.dumps(identity, indent=2) + "\n")
+
+    def start(self) -> dict[str, Any] | None:
+        """What was measured before the first step, if it was."""
+        return _read_json(self.path / "start.json")
+
+    def keep_start(self, found: dict[str, Any]) -> None:
+        """Write what was measured before the first step, if it isn't there."""
+        if self.start() is None:
+            write_atomically(self.path / "start.json", json.dumps(found, indent=2) + "\n")
 
     def result(self) -> dict[str, Any] | None:
         """What came out, if the run is finished."""

@@ -16,7 +16,7 @@ from ropewalk.training.recipe import ModelSize
 
 _BASE = 10000.0
 # Added to a seed for the draws of an encoding's own parameters, so that they aren't those of the first weights.
-_OWN_DRAWS = 7919
+OWN_DRAWS = 7919
 
 
 def shape(size: ModelSize, longest: int) -> Shape:
@@ -65,7 +65,7 @@ def build_model(size: ModelSize, vocabulary_size: int, longest: int, named: Name
         torch.manual_seed(seed)
         model: Any = LlamaForCausalLM(config)
         model.to(torch.float32)
-        torch.manual_seed(seed + _OWN_DRAWS)
+        torch.manual_seed(seed + OWN_DRAWS)
         install(model, named.encoding)
     if size.dropout:
         _add_dropout(model, size.dropout)
@@ -85,9 +85,11 @@ def check_length(named: Named, size: ModelSize, longest: int) -> None:
         )
 
 
-def own_parameters(model: nn.Module) -> int:
-    """How many numbers the installed encoding itself learns."""
-    return sum(p.numel() for name, p in model.named_parameters() if is_own(name))
+def sizes(model: nn.Module) -> dict[str, int]:
+    """How many numbers a model learns, and how many of them its installed encoding; before it is cut into shards."""
+    counts = {name: parameter.numel() for name, parameter in model.named_parameters()}
+    own = sum(count for name, count in counts.items() if is_own(name))
+    return {"parameters": sum(counts.values()), "own_parameters": own}
 
 
 def _add_dropout(model: LlamaForCausalLM, probability: float) -> None:

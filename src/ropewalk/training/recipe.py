@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-import typing
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from ropewalk.errors import ArgumentError, unknown_name
+from ropewalk.training.course import Course, check_types
 
 RECIPES = Path(__file__).parent / "recipes"
 SIZES = ("small", "paper")
-PRECISIONS = ("float32", "bfloat16")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,7 +43,7 @@ class ModelSize:
     positions: int | None = None
 
     def __post_init__(self) -> None:
-        _check_types(self, "model.")
+        check_types(self, "model.")
         for name in ("dropout", "attention_dropout"):
             if not 0 <= (value := getattr(self, name)) < 1:
                 raise ArgumentError(f"model.{name}", value, "give a probability from 0 to below 1")
@@ -69,77 +68,25 @@ class ModelSize:
         return self.intermediate or -(-self.hidden // 3) * 8
 
 
-@dataclasses.dataclass(frozen=True)
-class Recipe:
-    """All that a run depends on, but for its encoding and seed.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Recipe(Course):
+    """All that a run from scratch depends on, but for its encoding and seed; further arguments are `Course`'s.
 
     Args:
         task: the name of the task.
         size: which section of the file it came from.
         fields: arguments of the task's class.
         model: the model's sizes.
-        steps: optimizer steps.
-        batch: sequences a step, over all processes.
-        learning_rate: the peak.
-        warmup: steps of the linear warm-up, an integer, or their fraction of all steps, a float under 1.
-        weight_decay: AdamW's, on matrices; norms and the encodings' own parameters have none.
-        clip: the largest norm of the gradient.
-        final: the learning rate at the end of the cosine, as a fraction of the peak.
-        accumulation: parts that a process cuts its share of a batch into, one after the other, to save memory.
-        precision: `float32`, or `bfloat16` for mixed precision on a GPU (a CPU takes float32 all the same).
-        log_every: steps between two points of the loss curve.
-        evaluate_every: steps between two evaluations on validation data, each with a checkpoint; a multiple of
-            `log_every`, so that a resumed curve has the same points.
-        evaluation_batch: sequences that are evaluated at once, in one process.
-        validation: sequences of the validation split that are evaluated during training; None: all.
-        test: sequences of the test split that are evaluated at the end; None: all.
     """
 
     task: str
     size: str
     model: ModelSize
-    steps: int
-    batch: int
-    learning_rate: float
     fields: dict[str, Any] = dataclasses.field(default_factory=dict)
-    warmup: int | float = 0.02
-    weight_decay: float = 0.01
-    clip: float = 1.0
-    final: float = 0.1
-    accumulation: int = 1
-    precision: str = "float32"
-    log_every: int = 50
-    evaluate_every: int = 500
-    evaluation_batch: int = 64
-    validation: int | None = 1000
-    test: int | None = None
-
-    def __post_init__(self) -> None:
-        _check_types(self, "")
-        if isinstance(self.warmup, float) and self.warmup >= 1:
-            raise ArgumentError("warmup", self.warmup, "give steps, an integer, or a fraction under 1")
-        if self.warmup_steps >= self.steps:
-            raise ArgumentError("warmup", self.warmup, f"must be less than steps={self.steps}")
-        if self.final > 1:
-            raise ArgumentError("final", self.final, "give a fraction of the peak, 0 to 1")
-        if self.precision not in PRECISIONS:
-            raise unknown_name("precision", self.precision, PRECISIONS)
-        if self.evaluate_every % self.log_every:
-            remedy = f"must be a multiple of log_every={self.log_every}"
-            raise ArgumentError("evaluate_every", self.evaluate_every, remedy)
-
-    @property
-    def warmup_steps(self) -> int:
-        """The warm-up in steps."""
-        return self.warmup if isinstance(self.warmup, int) else round(self.warmup * self.steps)
-
-    def to_dict(self) -> dict[str, Any]:
-        """All of it, JSON-ready."""
-        return dataclasses.asdict(self)
 
     def identity(self) -> dict[str, Any]:
         """What must be the same for a run to go on: all but how the work is cut up, and the section's name."""
-        return {k: v for k, v in self.to_dict().items() if k not in ("accumulation", "evaluation_batch", "size")}
+        return {name: value for name, value in super().identity().items() if name != "size"}
 
 
 def recipe_names(folder: Path | None = None) -> tuple[str, ...]:
@@ -170,7 +117,7 @@ def build_recipe(task: str, size: str, content: Any, changes: Mapping[str, Any] 
     model, fields = data.pop("model", {}), data.pop("task", {})
     if not isinstance(model, dict) or not isinstance(fields or {}, dict):
         raise ArgumentError("recipe", data, "model and task are sections of `key: value`")
-    known = [f.name for f in dataclasses.fields(Recipe) if f.name not in ("task", "size", "fields", "model")]
+    known = [f.name for f in dataclasses.fields(Course)]
     _check_keys(data, known, [n for n in ("steps", "batch", "learning_rate") if n not in data], "")
     sizes = [f.name for f in dataclasses.fields(ModelSize)]
     _check_keys(model, sizes, [n for n in ("hidden", "heads", "layers") if n not in model], "model.")
@@ -233,32 +180,3 @@ def _check_keys(data: Mapping[str, Any], known: Sequence[str], missing: Sequence
             raise unknown_name("recipe", f"{prefix}{key}", [prefix + name for name in known])
     if missing:
         raise ArgumentError("recipe", f"{prefix}{missing[0]}", "this key is missing")
-
-
-def _check_types(value: Any, prefix: str) -> None:
-    """Refuse values of another kind than annotated: integers from 1 on, real numbers from 0 on (some: over 0)."""
-    for name, hint in typing.get_type_hints(type(value)).items():
-        if name in ("fields", "model"):
-            continue
-        found = getattr(value, name)
-        remedy = _wrong(name, found, typing.get_args(hint) or (hint,))
-        if remedy:
-            raise ArgumentError(prefix + name, found, remedy)
-
-
-def _wrong(name: str, found: Any, kinds: tuple[Any, ...]) -> str:
-    """What would be right, or nothing when it is."""
-    if found is None and type(None) in kinds:
-        return ""
-    if bool in kinds:
-        return "" if isinstance(found, bool) else "give true or false"
-    is_number = isinstance(found, (int, float)) and not isinstance(found, bool)
-    if float in kinds:
-        least = "over 0" if name in ("learning_rate", "clip") else "of 0 or more"
-        is_right = is_number and found < float("inf") and (found > 0 if least == "over 0" else found >= 0)
-        return "" if is_right else f"give a number {least}"
-    if int in kinds:
-        return "" if is_number and isinstance(found, int) and found >= 1 else "give an integer of 1 or more"
-    if str in kinds:
-        return "" if isinstance(found, str) else "give a word"
-    return ""

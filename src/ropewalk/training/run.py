@@ -1,24 +1,24 @@
-"""One training run: an encoding, a seed and a recipe, from the first step to the figures on the test set."""
+"""One training run from scratch: an encoding, a seed and a recipe, from the first step to the test set's figures."""
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from transformers import TrainerCallback, TrainingArguments
 
-from ropewalk.evaluation.provenance import machine, versions
 from ropewalk.tasks.sequences import SequenceTask
-from ropewalk.training.data import Clock, Collator, Rows, rows_of
-from ropewalk.training.figures import Figures, finite
+from ropewalk.training.course import Course
+from ropewalk.training.data import Collator, Rows, rows_of
+from ropewalk.training.figures import finite
 from ropewalk.training.folder import RunFolder
-from ropewalk.training.models import build_model, own_parameters, shape
+from ropewalk.training.models import build_model, shape, sizes
 from ropewalk.training.named import Named, named
 from ropewalk.training.recipe import Recipe
-from ropewalk.training.trainer import Curve, SequenceTrainer, Watch, arguments
+from ropewalk.training.resumable import Run, finished
+from ropewalk.training.spelling import spelling
+from ropewalk.training.trainer import Curve, SequenceTrainer, Watch
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,15 +64,21 @@ class Data:
     rows: dict[str, Rows]
 
 
-def prepared(task: SequenceTask, recipe: Recipe) -> Data:
-    """A task's splits, as much of each as the recipe wants; ArgumentError for data that can't be used."""
-    most = {"train": None, "validation": recipe.validation, "test": recipe.test}
+def prepared(task: SequenceTask, course: Course) -> Data:
+    """A task's splits, as much of each as the course wants; ArgumentError for data that can't be used."""
+    most = {"train": None, "validation": course.validation, "test": course.test}
     return Data(task, {split: rows_of(task.dataset(split), split, count) for split, count in most.items()})
 
 
 def identity(recipe: Recipe, task: SequenceTask, chosen: Named, seed: int) -> dict[str, Any]:
     """What makes a run this one and no other, JSON-ready."""
-    return {**chosen.to_dict(), "task": task.to_dict(), "recipe": recipe.identity(), "seed": seed}
+    return {**chosen.to_dict(), "task": task.to_dict(), **data_facts(task), "recipe": recipe.identity(), "seed": seed}
+
+
+def data_facts(task: SequenceTask) -> dict[str, str]:
+    """`{"data_sha256": ...}` for a task that reads one file or text; nothing for others."""
+    found = getattr(task, "sha256", None)
+    return {} if found is None else {"data_sha256": found}
 
 
 def train(
@@ -87,8 +93,7 @@ def train(
 ) -> Result:
     """Train a model with an encoding, or go on where an earlier call was stopped; a finished run is only read.
 
-    The run is in OUT/ENCODING/seed-N. All processes of a distributed run call this; the first one writes, in a folder
-    that all of them see.
+    The run is in OUT/ENCODING/seed-N. All processes of a distributed run call this.
 
     Args:
         recipe: sizes and schedule.
@@ -104,117 +109,59 @@ def train(
         ArgumentError: the folder holds another run, the sizes don't fit the encoding, or the data can't be used.
     """
     chosen = named(name, shape(recipe.model, data.task.longest))
-    folder = RunFolder(out, name, seed)
-    about = identity(recipe, data.task, chosen, seed)
-    folder.check(about)
-    args = arguments(recipe, folder.path, seed, use_cpu)
-    finished, checkpoint = folder.result(), folder.last_checkpoint()
-    _wait_for_all(args)  # nobody writes before everybody has looked
-    is_first = args.process_index == 0
-    watch = watch if is_first else None
-    if finished is not None:
-        return _told(Result.from_dict(finished), watch)
-    with _calm():
-        trainer = _trainer(recipe, data, chosen, args, callbacks)
-        points = _start(folder, about, checkpoint[1] if checkpoint else 0) if is_first else []
-        last = points[-1] if points else {"seconds": 0.0, "stepping": 0.0, "waiting": 0.0}
-        trainer.clock = Clock(last["stepping"], last["waiting"])
-        curve = Curve(trainer, folder, data.task.metric, last["seconds"], watch)
-        trainer.add_callback(curve)
-        if watch is not None:
-            watch.began(_run_name(name, seed), checkpoint[1] if checkpoint else 0, recipe.steps)
-        model: Any = trainer.model
-        sizes = {"parameters": model.num_parameters(), "own_parameters": own_parameters(model)}
-        trainer.train(resume_from_checkpoint=str(checkpoint[0]) if checkpoint else None)
-        result = _result(trainer, curve, data.task, name, seed, sizes)
-        _save_model(trainer, folder)
-    if is_first:
-        folder.finish(dataclasses.asdict(result) | {"run": about, "versions": versions(), "machine": machine()})
-    _wait_for_all(args)
-    return _told(result, watch)
+    return Result.from_dict(finished(_FromScratch(recipe, data, chosen, seed, out, callbacks), watch, use_cpu))
 
 
-def _trainer(
-    recipe: Recipe, data: Data, chosen: Named, args: TrainingArguments, callbacks: tuple[TrainerCallback, ...]
-) -> SequenceTrainer:
-    """The model with its encoding, in a Trainer."""
-    task = data.task
-    model: Any = build_model(recipe.model, task.vocabulary_size, task.longest, chosen, args.seed)
-    model.config.use_cache = False  # while it trains: a cache of each batch would be made for nothing
-    collator = Collator(task.padding, task.vocabulary_size)
-    dropping = [] if chosen.drop is None else [chosen.drop.callback()]
-    return SequenceTrainer(
-        model,
-        recipe,
-        data.rows,
-        collator,
-        args=args,
-        eval_dataset=data.rows["validation"],
-        callbacks=[*dropping, *callbacks],
-    )
+class _FromScratch(Run):
+    """A model of a recipe's sizes, with new weights."""
 
+    course: Recipe
 
-def _start(folder: RunFolder, about: dict[str, Any], step: int) -> list[dict[str, Any]]:
-    """The folder made ready to go on after a step; the curve so far."""
-    folder.begin(about)
-    return folder.cut_curve(step)
+    def __init__(
+        self,
+        recipe: Recipe,
+        data: Data,
+        chosen: Named,
+        seed: int,
+        out: Path,
+        callbacks: tuple[TrainerCallback, ...],
+    ):
+        folder, about = RunFolder.of(out, chosen.name, seed), identity(recipe, data.task, chosen, seed)
+        super().__init__(f"{chosen.name}, seed {seed}", folder, about, recipe, seed, data.task.metric)
+        self._data, self._chosen, self._callbacks = data, chosen, callbacks
+        self._sizes: dict[str, int] = {}
 
+    def build(self, args: TrainingArguments, watch: Watch | None) -> SequenceTrainer:
+        task, rows = self._data.task, self._data.rows
+        model: Any = build_model(self.course.model, task.vocabulary_size, task.longest, self._chosen, self.seed)
+        model.config.use_cache = False  # while it trains: a cache of each batch would be made for nothing
+        self._sizes = sizes(model)
+        dropping = [] if self._chosen.drop is None else [self._chosen.drop.callback()]
+        return SequenceTrainer(
+            model,
+            self.course,
+            rows,
+            Collator(task.padding, task.vocabulary_size),
+            args=args,
+            eval_dataset=rows["validation"],
+            callbacks=[*dropping, *self._callbacks],
+        )
 
-def _result(
-    trainer: SequenceTrainer, curve: Curve, task: SequenceTask, name: str, seed: int, sizes: dict[str, int]
-) -> Result:
-    found: Figures = trainer.figures("test")
-    value = found.metric(task.metric)
-    return Result(
-        encoding=name,
-        seed=seed,
-        metric=task.metric,
-        value=finite(value),
-        test={key: finite(figure) for key, figure in dataclasses.asdict(found).items()},
-        steps=trainer.state.global_step,
-        seconds=round(curve.seconds, 3),
-        waiting=round(trainer.clock.share, 5),
-        diverged=curve.diverged,
-        **sizes,
-    )
+    def judge(self, trainer: SequenceTrainer, curve: Curve, watch: Watch | None) -> dict[str, Any]:
+        found = trainer.figures("test")
+        result = Result(
+            encoding=self._chosen.name,
+            seed=self.seed,
+            metric=self.metric,
+            value=finite(found.metric(self.metric)),
+            test={key: finite(figure) for key, figure in dataclasses.asdict(found).items()},
+            steps=trainer.state.global_step,
+            seconds=round(curve.seconds, 3),
+            waiting=round(trainer.clock.share, 5),
+            diverged=curve.diverged,
+            **self._sizes,
+        )
+        return dataclasses.asdict(result)
 
-
-def _save_model(trainer: SequenceTrainer, folder: RunFolder) -> None:
-    """The trained model with its encoding, for `ropewalk.load`; a sharded one is put together first."""
-    whole: Any = trainer.accelerator.unwrap_model(trainer.model)
-    weights = trainer.accelerator.get_state_dict(trainer.model)
-    whole.config.use_cache = True
-    if trainer.args.process_index == 0:
-        whole.save_pretrained(folder.model, state_dict=weights)
-
-
-@contextlib.contextmanager
-def _calm() -> Iterator[None]:
-    """No bars and advice from transformers, for which there is a progress display."""
-    from transformers.utils import logging
-
-    own: Any = logging
-    level, has_bars = own.get_verbosity(), own.is_progress_bar_enabled()
-    own.set_verbosity_error()
-    own.disable_progress_bar()
-    try:
-        yield
-    finally:
-        own.set_verbosity(level)
-        if has_bars:
-            own.enable_progress_bar()
-
-
-def _run_name(name: str, seed: int) -> str:
-    return f"{name}, seed {seed}"
-
-
-def _wait_for_all(args: Any) -> None:
-    if args.world_size > 1:
-        args.distributed_state.wait_for_everyone()
-
-
-def _told(result: Result, watch: Watch | None) -> Result:
-    if watch is not None:
-        watch.ended(_run_name(result.encoding, result.seed), result.value, result.seconds)
-    return result
+    def tokenizer(self) -> Any:
+        return spelling(self._data.task)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import importlib.util
 import math
+import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,10 +19,10 @@ from transformers.trainer_callback import PrinterCallback
 
 from ropewalk.errors import ArgumentError
 from ropewalk.hf.content import is_own
+from ropewalk.training.course import Course
 from ropewalk.training.data import Clock, Collator, Order, Rows
 from ropewalk.training.figures import Figures, figures_of, finite, measure
 from ropewalk.training.folder import RunFolder
-from ropewalk.training.recipe import Recipe
 
 
 class Watch(Protocol):
@@ -44,17 +45,20 @@ class SequenceTrainer(Trainer):  # type: ignore[misc, unused-ignore]
     `Figures` without keeping logits; nothing is pickled beside the checkpoints' states of optimizer and generators.
     """
 
-    def __init__(self, model: nn.Module, recipe: Recipe, rows: dict[str, Rows], collator: Collator, **kwargs: Any):
-        super().__init__(model=model, train_dataset=rows["train"], data_collator=collator, **kwargs)
+    def __init__(self, model: Any, course: Course, rows: dict[str, Rows], collator: Collator, **kwargs: Any):
+        collate: Any = collator  # it takes rows as `Rows` hands out many
+        super().__init__(model=model, train_dataset=rows["train"], data_collator=collate, **kwargs)
         self.remove_callback(PrinterCallback)
-        self.recipe, self.rows, self.collator = recipe, rows, collator
+        if course.checkpointing:
+            _compute_again(model)
+        self.course, self.rows, self.collator = course, rows, collator
         self.clock = Clock()
         self.validation: Figures | None = None
 
     def figures(self, split: str) -> Figures:
         """The figures on a split; the same in all processes."""
         share = (self.args.process_index, self.args.world_size)
-        size = self.recipe.evaluation_batch
+        size = self.course.evaluation_batch
         model: Any = self.model
         total = measure(model, self.rows[split], self.collator, size, self.args.device, share)
         if self.args.world_size > 1:
@@ -69,7 +73,7 @@ class SequenceTrainer(Trainer):  # type: ignore[misc, unused-ignore]
         return found
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int]:
-        return Order(len(self.rows["train"]), self.recipe.steps * self.recipe.batch, self.args.seed)
+        return Order(len(self.rows["train"]), self.course.steps * self.course.batch, self.args.seed)
 
     def get_batch_samples(self, epoch_iterator: Iterator[Any], *args: Any, **kwargs: Any) -> Any:
         """The batches of a step; how long they take is measured."""
@@ -161,26 +165,44 @@ class Curve(TrainerCallback):  # type: ignore[misc, unused-ignore]
         self._point = {}
 
 
-def arguments(recipe: Recipe, folder: Path, seed: int, use_cpu: bool) -> TrainingArguments:
+def started_processes() -> int:
+    """How many processes were started together, as torchrun and accelerate tell each of them."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def check_processes(course: Course, use_cpu: bool) -> None:
+    """Refuse more processes on a machine than it has GPUs, and a batch that they can't share."""
+    here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    gpus = 0 if use_cpu else torch.cuda.device_count()
+    if 0 < gpus < here:
+        remedy = f"this machine has {gpus}; start as many processes, or train on the CPU"
+        raise ArgumentError("processes a machine, one a GPU", here, remedy)
+    parts = started_processes() * course.accumulation
+    if course.batch % parts:
+        remedy = f"must be a multiple of {parts}, the processes times accumulation={course.accumulation}"
+        raise ArgumentError("batch", course.batch, remedy)
+
+
+def arguments(course: Course, folder: Path, seed: int, use_cpu: bool) -> TrainingArguments:
     """The Trainer's arguments of a run; refuses a batch that can't be cut into equal parts."""
-    is_mixed = recipe.precision == "bfloat16" and not use_cpu and torch.cuda.is_available()
+    is_mixed = course.precision == "bfloat16" and not use_cpu and torch.cuda.is_available()
     made: Any = TrainingArguments(
         output_dir=str(folder),
-        max_steps=recipe.steps,
-        gradient_accumulation_steps=recipe.accumulation,
-        learning_rate=recipe.learning_rate,
-        warmup_steps=recipe.warmup_steps,
-        weight_decay=recipe.weight_decay,
-        max_grad_norm=recipe.clip,
+        max_steps=course.steps,
+        gradient_accumulation_steps=course.accumulation,
+        learning_rate=course.learning_rate,
+        warmup_steps=course.warmup_steps,
+        weight_decay=course.weight_decay,
+        max_grad_norm=course.clip,
         lr_scheduler_type="cosine_with_min_lr",
-        lr_scheduler_kwargs={"min_lr_rate": recipe.final},
+        lr_scheduler_kwargs={"min_lr_rate": course.final},
         optim="adamw_torch_fused",
-        logging_steps=recipe.log_every,
+        logging_steps=course.log_every,
         logging_nan_inf_filter=False,
         eval_strategy="steps",
-        eval_steps=recipe.evaluate_every,
+        eval_steps=course.evaluate_every,
         save_strategy="steps",
-        save_steps=recipe.evaluate_every,
+        save_steps=course.evaluate_every,
         save_total_limit=2,
         seed=seed,
         bf16=is_mixed,
@@ -191,14 +213,20 @@ def arguments(recipe: Recipe, folder: Path, seed: int, use_cpu: bool) -> Trainin
         dataloader_pin_memory=not use_cpu and torch.cuda.is_available(),
         ddp_find_unused_parameters=False,
     )
-    parts = made.world_size * recipe.accumulation
-    if recipe.batch % parts:
-        remedy = f"must be a multiple of {parts}: {made.world_size} processes times accumulation={recipe.accumulation}"
-        raise ArgumentError("batch", recipe.batch, remedy)
-    made.per_device_train_batch_size = recipe.batch // parts
+    parts = made.world_size * course.accumulation
+    if course.batch % parts:
+        remedy = f"must be a multiple of {parts}: {made.world_size} processes times accumulation={course.accumulation}"
+        raise ArgumentError("batch", course.batch, remedy)
+    made.per_device_train_batch_size = course.batch // parts
     # One process uses one GPU: several would be DataParallel, which copies modules and not what is installed in them.
     made._n_gpu = min(made.n_gpu, 1)
     return made  # type: ignore[no-any-return]
+
+
+def _compute_again(model: Any) -> None:
+    """Layers are computed again in the backward pass; newer versions of transformers have another name for it."""
+    enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
+    enable({"use_reentrant": False})
 
 
 def _board(folder: Path) -> Any:

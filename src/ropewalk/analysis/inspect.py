@@ -1,0 +1,211 @@
+"""A look at every head of a model while it reads one text: sinks, scores, frequencies, needle attention."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ropewalk.analysis import bands, directions, sinks
+from ropewalk.analysis.ear import Heard, listening
+from ropewalk.analysis.gram import GramAccumulator
+from ropewalk.analysis.inspection import SIDES, Inspection
+from ropewalk.analysis.scores import band_entropy, eigenvalue_shares
+from ropewalk.encodings.dope import DoPEModule
+from ropewalk.encodings.model_rotation import own_rotation, rotary_layers
+from ropewalk.encodings.nope import NoPE
+from ropewalk.encodings.pope import PoPE, PoPEModule
+from ropewalk.encodings.rope import RoPE
+from ropewalk.errors import ArgumentError, UnsupportedModelError
+from ropewalk.hf.fingerprint import describe
+from ropewalk.hf.handle import handle_of
+from ropewalk.hf.plan import Plan
+
+# Tokens whose vectors are compared with eigenvectors, and how many of those.
+SAMPLED_TOKENS, EIGENVECTORS = 256, 8
+
+
+def inspect(
+    model: nn.Module,
+    input_ids: Tensor,
+    needle: tuple[int, int] | None = None,
+    plan: Plan | None = None,
+    first_tokens: int = 4,
+    queries: int | None = None,
+    on_layer: Callable[[int, int], None] = lambda *_: None,
+) -> Inspection:
+    """Read a text once, with a plan once more, and keep what each head did.
+
+    Beyond what the model needs itself this takes blocks of attention rows of two megabytes and, for the layer at hand,
+    a number a head and token: memory grows with the text no faster than the model's own. Time grows with its square, as
+    the model's does, unless `queries` says how many rows are looked at.
+
+    Args:
+        model: a causal model whose rotation `install` can replace, or with RoPE, DoPE, NoPE or PoPE installed.
+        input_ids: (N,) or (1, N) tokens, more than 64.
+        needle: [start, end) of tokens whose attention from the last token is measured.
+        plan: installed for a second pass, in which the needle's attention is measured again.
+        first_tokens: how many tokens count as the first few, 1 to 49.
+        queries: how many queries' attention is looked at for sinks, evenly spread; all when None.
+        on_layer: called with the layers done and those to do, over all passes.
+
+    Raises:
+        ArgumentError: a value out of its range, a plan without a needle, or a plan that can't be installed.
+        UnsupportedModelError: a model that can't be served: no rotary attention, attention weights that can't be
+            heard, another kind of encoding, or layers whose heads differ.
+    """
+    ids = _checked_ids(input_ids)
+    sinks.check_first_tokens(first_tokens)
+    counted = sinks.counted_queries(ids.shape[1], queries)
+    _check_needle(needle, plan, ids.shape[1])
+    layers = len(rotary_layers(model))
+    total, done = layers * (1 if plan is None else 2), 0
+
+    def read(*hearing: Callable[[Heard], None]) -> None:
+        def heard(part: Heard) -> None:
+            nonlocal done
+            for hear in hearing:
+                hear(part)
+            done += 1
+            on_layer(done, total)
+
+        with torch.no_grad(), listening(model, heard):
+            _decoder(model)(input_ids=ids.to(next(model.parameters()).device), use_cache=False)
+
+    after = _NeedleRows(needle)
+    if plan is not None:  # first, as a plan that can't be installed should be refused early
+        with plan.installed(model, when="always"):
+            read(after.hear)
+    before, found = _NeedleRows(needle), _Layers(counted, first_tokens)
+    read(found.hear, before.hear)
+    tensors = found.stacked(type(model).__name__) | {"tokens": ids[0].cpu()}
+    for name, rows in (("needle.before", before), ("needle.after", after)):
+        if rows.found:
+            tensors[name] = torch.stack([rows.found[index] for index in sorted(found.by_layer)])
+    about = {
+        "layers": sorted(found.by_layer),
+        "windows": [found.windows[index] for index in sorted(found.by_layer)],
+        "model": describe(model),
+        "encoding": _in_force(model),
+        "layout": found.layout,
+        "text_fingerprint": hashlib.sha256(ids.cpu().numpy().tobytes()).hexdigest(),
+        "first_query": sinks.FIRST_QUERY,
+        "recent": sinks.RECENT,
+        "first_tokens": first_tokens,
+        "queries": len(counted),
+        "needle": None if needle is None else list(needle),
+        "plan": None if plan is None else plan.encoding.to_dict(),
+    }
+    return Inspection(tensors, about)
+
+
+class _NeedleRows:
+    """The last token's attention to a span, in each layer that is heard."""
+
+    def __init__(self, span: tuple[int, int] | None):
+        self._span = span
+        self.found: dict[int, Tensor] = {}
+
+    def hear(self, heard: Heard) -> None:
+        if self._span is not None:
+            row = heard.rows.row(heard.rows.num_tokens - 1)
+            self.found[heard.index] = row[:, slice(*self._span)].sum(-1)
+
+
+class _Layers:
+    """What is kept of each layer that is heard."""
+
+    def __init__(self, counted: Tensor, first_tokens: int):
+        self._counted, self._first_tokens = counted, first_tokens
+        self.by_layer: dict[int, dict[str, Tensor]] = {}
+        self.windows: dict[int, int | None] = {}
+        self.layout = ""
+        self._places: Tensor | None = None
+
+    def hear(self, heard: Heard) -> None:
+        self.layout, width, frequencies = _pairs(heard)
+        mass = sinks.column_mass(heard.rows, self._counted)
+        kept = {f"sinks.{name}": value for name, value in sinks.sink_figures(mass, self._first_tokens).items()}
+        num_tokens = heard.rows.num_tokens
+        places = torch.linspace(0, num_tokens - 1, min(SAMPLED_TOKENS, num_tokens)).round().long()
+        for number, side in enumerate(SIDES):
+            if heard.before is not None:
+                gram = _gram(heard.before[number])
+                kept[f"shares.pre_ntk.{side}"] = eigenvalue_shares(gram)
+                kept[f"band_entropy.pre_ntk.{side}"] = band_entropy(gram, self.layout, width)
+            x = heard.after[number]
+            gram = _gram(x)
+            kept[f"shares.post_ntk.{side}"] = eigenvalue_shares(gram)
+            kept[f"band_entropy.post_ntk.{side}"] = band_entropy(gram, self.layout, width)
+            kept[f"usage.{side}"] = bands.usage(x, self.layout, width)
+            for name, value in bands.cone(x, gram, self.layout, width).items():
+                kept[f"cone.{name}.{side}"] = value
+            vectors = directions.leading_eigenvectors(gram, min(EIGENVECTORS, gram.shape[-1]))
+            kept[f"low_rank.{side}"] = directions.cosines(x[:, places.to(x.device)], vectors).half()
+        kept["frequencies"] = frequencies
+        if isinstance(heard.module, PoPEModule) and (delta := heard.module.phase()) is not None:
+            kept["delta"] = delta
+        self._places = places
+        self.windows[heard.index] = heard.rows.window
+        self.by_layer[heard.index] = {
+            name: (value.float() if value.dtype == torch.float64 else value).cpu() for name, value in kept.items()
+        }
+
+    def stacked(self, model: str) -> dict[str, Tensor]:
+        """Every tensor with an axis of layers in front."""
+        kept = [self.by_layer[index] for index in sorted(self.by_layer)]
+        if len({tuple((name, value.shape) for name, value in layer.items()) for layer in kept}) != 1:
+            raise UnsupportedModelError(f"{model} has layers whose heads differ in number or size")
+        assert self._places is not None
+        stacked = {name: torch.stack([layer[name] for layer in kept]) for name in kept[0]}
+        return stacked | {"low_rank.places": self._places}
+
+
+def _checked_ids(input_ids: Tensor) -> Tensor:
+    ids = input_ids[None] if input_ids.dim() == 1 else input_ids
+    if ids.dim() != 2 or ids.shape[0] != 1:
+        raise ArgumentError("input_ids.shape", tuple(input_ids.shape), "give the tokens of one text, (N,) or (1, N)")
+    return ids
+
+
+def _check_needle(needle: tuple[int, int] | None, plan: Plan | None, num_tokens: int) -> None:
+    if needle is None and plan is not None:
+        raise ArgumentError("needle", None, "give the needle's [start, end): it is what a plan is looked at for")
+    if needle is not None and not 0 <= needle[0] < needle[1] < num_tokens:
+        raise ArgumentError("needle", needle, f"give [start, end) of tokens before the last of {num_tokens}")
+
+
+def _decoder(model: nn.Module) -> Any:
+    """The model without its head: nobody looks at the logits."""
+    whole: Any = model
+    return whole.get_decoder() if hasattr(model, "get_decoder") else whole
+
+
+def _in_force(model: nn.Module) -> dict[str, Any]:
+    handle = handle_of(model)
+    encoding = None if handle is None else handle.encoding
+    return (own_rotation(model) if encoding is None else encoding).to_dict()
+
+
+def _gram(x: Tensor) -> Tensor:
+    """X^T X of each head, (H, d, d) float64 for x (H, N, d)."""
+    accumulator = GramAccumulator(x.shape[0], x.shape[2], x.device)
+    accumulator.add(x[None])
+    return accumulator.gram
+
+
+def _pairs(heard: Heard) -> tuple[str, int, Tensor]:
+    """How the bands lie in the compared vectors: layout, channels in pairs, and the frequencies."""
+    encoding, module = heard.encoding, heard.module
+    if isinstance(encoding, PoPE):
+        return "half", 2 * encoding.width, encoding.frequencies()
+    rope = module.config if isinstance(module, DoPEModule) else encoding
+    width = min(heard.rope.width, heard.after[0].shape[-1])
+    if isinstance(rope, RoPE):
+        return rope.layout, width, rope.schedule().frequencies
+    if isinstance(rope, NoPE):
+        return heard.rope.layout, width, torch.zeros(width // 2)
+    raise UnsupportedModelError(f"{encoding.kind} has no bands to look at: RoPE, DoPE, NoPE and PoPE are served")

@@ -1,0 +1,182 @@
+"""Rows of one layer's attention matrix, made when they are asked for and never all at once."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from ropewalk.encodings.base import BiasModule, ScoreModule
+
+# Scores of a block, two megabytes of float32: more of them leave a core's cache.
+TILE = 524288
+LEAST_ROWS, MOST_ROWS = 16, 512
+
+
+class Scores(Protocol):
+    """The scores of a layer's queries and keys before order, mask and softmax.
+
+    `groups` are the query heads that are worked on together; places of queries are on the CPU.
+    """
+
+    groups: tuple[tuple[int, ...], ...]
+    device: torch.device
+
+    def of(self, group: int, queries: Tensor, begin: int, end: int) -> Tensor:
+        """(heads of the group, n, end - begin) float32 for queries at places (n,) and keys begin..end-1."""
+        ...
+
+
+class Products:
+    """scale q k^T, capped where the model caps it: cap tanh(. / cap).
+
+    Args:
+        q: (H, N, D).
+        k: (K, N, D).
+        reads: which key each query head reads, H numbers.
+        scale: of the dot products.
+        cap: the largest score there can be; None: no such thing.
+    """
+
+    def __init__(self, q: Tensor, k: Tensor, reads: Sequence[int], scale: float, cap: float | None = None):
+        dtype = torch.promote_types(q.dtype, torch.float32)
+        self._q, self._k, self._scale, self._cap = q, k.to(dtype), scale, cap
+        readers: dict[int, list[int]] = {}
+        for head, key in enumerate(reads):
+            readers.setdefault(key, []).append(head)
+        self._keys = tuple(readers)
+        self.groups, self.device = tuple(map(tuple, readers.values())), q.device
+
+    def of(self, group: int, queries: Tensor, begin: int, end: int) -> Tensor:
+        key, heads = self._keys[group], torch.tensor(self.groups[group])
+        rows = self._q[heads[:, None], queries].to(self._k.dtype) * self._scale
+        products: Tensor = rows.flatten(0, 1) @ self._k[key, begin:end].T
+        scores = products.view(*rows.shape[:2], end - begin)
+        return scores if self._cap is None else scores.div_(self._cap).tanh_().mul_(self._cap)
+
+
+class Biased(Products):
+    """scale q k^T and what a bias kind adds at positions (1, N)."""
+
+    def __init__(self, module: BiasModule, q: Tensor, k: Tensor, reads: Sequence[int], scale: float, positions: Tensor):
+        super().__init__(q, k, reads, scale)
+        self._module, self._positions = module, positions[0]
+
+    def of(self, group: int, queries: Tensor, begin: int, end: int) -> Tensor:
+        bias = self._module.bias(self._positions[queries], self._positions[begin:end])
+        return super().of(group, queries, begin, end) + bias[list(self.groups[group])]
+
+
+class Given:
+    """Scores that an encoding makes itself, for all heads of q (H, N, d) and k (G, N, d) at positions (1, N)."""
+
+    def __init__(self, module: ScoreModule, q: Tensor, k: Tensor, scale: float, positions: Tensor):
+        self._module, self._q, self._scale, self._positions = module, q[None], scale, positions
+        self._keys = module.keys(k[None], positions)
+        self.groups: tuple[tuple[int, ...], ...] = (tuple(range(q.shape[0])),)
+        self.device = q.device
+
+    def of(self, group: int, queries: Tensor, begin: int, end: int) -> Tensor:
+        seen = torch.arange(begin, end) <= queries[:, None]
+        found = self._module.scores(
+            self._q[:, :, queries],
+            tuple(key[:, :, begin:end] for key in self._keys),
+            self._positions[:, queries],
+            self._positions[:, begin:end],
+            seen[None, None].to(self._q.device),
+            self._scale,
+        )
+        return found[0].to(torch.promote_types(found.dtype, torch.float32))
+
+
+@dataclass(frozen=True)
+class AttentionRows:
+    """The attention weights of a layer that reads N tokens at once.
+
+    Args:
+        scores: of its queries and keys.
+        num_heads, num_tokens: H and N.
+        window: each query sees the last so many tokens alone, itself among them; None: all.
+        mask: (1 or H, N, N) bool (True: may be seen) or numbers added to the scores, in place of
+            order and window; None: those.
+        sinks: (H,) scores of a token that isn't there: it takes its share of the weights. None: no such thing.
+    """
+
+    scores: Scores
+    num_heads: int
+    num_tokens: int
+    window: int | None = None
+    mask: Tensor | None = None
+    sinks: Tensor | None = None
+
+    def weights(self, group: int, queries: Tensor) -> tuple[int, Tensor]:
+        """(first token, weights (heads of the group, n, m)) of ascending queries (n,) to m tokens from that one on.
+
+        The others get nothing. float32; a query that sees no token gets zeros.
+        """
+        heads = list(self.scores.groups[group])
+        part = None if self.mask is None else self._mask_part(self.mask, heads, queries)
+        begin, end = self._span(queries) if part is None else _seen_span(part)
+        scores = self.scores.of(group, queries, begin, end)
+        if part is None:
+            self._hide_by_order(scores, queries, begin, end)
+        else:
+            part = part[..., begin:end]
+            scores = scores.masked_fill_(~part, -math.inf) if part.dtype == torch.bool else scores + part
+        empty = None if part is None else scores.amax(dim=-1, keepdim=True) == -math.inf
+        if self.sinks is None:
+            weights = torch.softmax(scores, dim=-1, out=scores)
+        else:
+            beside = self.sinks[heads].to(scores.dtype)[:, None, None].expand(-1, scores.shape[1], -1)
+            weights = torch.softmax(torch.cat((scores, beside), dim=-1), dim=-1)[..., :-1]
+        return begin, weights if empty is None else weights.masked_fill_(empty, 0.0)
+
+    def blocks(self, group: int, queries: Tensor) -> Iterator[Tensor]:
+        """Ascending queries (n,) in blocks of at most `TILE` scores, but of 16 queries at least."""
+        places, heads, first = queries.tolist(), len(self.scores.groups[group]), 0
+
+        def fitting(place: int) -> int:
+            return min(max(TILE // (heads * (place + 1)), LEAST_ROWS), MOST_ROWS)
+
+        while first < len(places):
+            # As many as fit before the last token that so many would see, were each to see as little as the first.
+            furthest = min(first + fitting(places[first]), len(places)) - 1
+            last = first + fitting(places[furthest])
+            yield queries[first:last]
+            first = last
+
+    def row(self, query: int) -> Tensor:
+        """The weights of one query in all heads, (H, N) float32."""
+        found = torch.zeros(self.num_heads, self.num_tokens)
+        for group, heads in enumerate(self.scores.groups):
+            begin, weights = self.weights(group, torch.tensor([query]))
+            found[list(heads), begin : begin + weights.shape[-1]] = weights[:, 0].float().cpu()
+        return found
+
+    def _span(self, queries: Tensor) -> tuple[int, int]:
+        begin = 0 if self.window is None else max(0, int(queries[0]) - self.window + 1)
+        return begin, int(queries[-1]) + 1
+
+    def _hide_by_order(self, scores: Tensor, queries: Tensor, begin: int, end: int) -> None:
+        late, of_queries = int(queries[0]) + 1 - begin, queries.to(scores.device)[:, None]
+        places = torch.arange(begin, end, device=scores.device)
+        scores[..., late:].masked_fill_(places[late:] > of_queries, -math.inf)
+        if self.window is not None and int(queries[-1]) - self.window >= begin:
+            scores.masked_fill_(places <= of_queries - self.window, -math.inf)
+
+    def _mask_part(self, mask: Tensor, heads: list[int], queries: Tensor) -> Tensor:
+        part = mask[torch.tensor(heads)[:, None], queries] if mask.shape[0] > 1 else mask[:, queries]
+        if part.dtype == torch.bool:
+            return part
+        # Masks of numbers hide with the dtype's lowest one; what is hidden must be known as such here.
+        return part.masked_fill(part <= torch.finfo(part.dtype).min / 2, -math.inf).float()
+
+
+def _seen_span(part: Tensor) -> tuple[int, int]:
+    """The range of tokens that a part of a mask (·, n, N) lets anybody see, one at least."""
+    seen = (part if part.dtype == torch.bool else part > -math.inf).flatten(0, -2).any(0).nonzero()
+    return (int(seen[0]), int(seen[-1]) + 1) if len(seen) else (0, 1)

@@ -1,0 +1,165 @@
+"""Plans compared on the same prompts: shares and likelihoods with intervals, differences with corrected p-values."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from ropewalk.errors import ArgumentError
+from ropewalk.evaluation.cells import Cell, Cells
+from ropewalk.evaluation.cluster_sums import Numbers, difference_of, mean_of, share_of
+from ropewalk.evaluation.grid import Condition
+from ropewalk.evaluation.score import Estimate, holm
+from ropewalk.evaluation.sweep_config import PLAIN, REPORT_FIRST
+
+
+@dataclass(frozen=True)
+class Against:
+    """How a plan's answer NLL differs from a baseline's on the prompts that both have, in nats a token.
+
+    p: two-sided t-test over prompts. adjusted: Holm's, over all plans compared with this baseline here.
+    """
+
+    difference: Estimate
+    p: float
+    adjusted: float
+
+    @property
+    def is_better(self) -> bool:
+        """Whether the right answers are likelier, beyond chance also among so many comparisons."""
+        return self.adjusted < 0.05 and self.difference.mean < 0
+
+    @property
+    def is_worse(self) -> bool:
+        """Whether the right answers are less likely, beyond chance also among so many comparisons."""
+        return self.adjusted < 0.05 and self.difference.mean > 0
+
+    def to_dict(self) -> dict[str, Any]:
+        """All of it, JSON-ready."""
+        return {"difference": self.difference.to_dict(), "p": self.p, "adjusted": self.adjusted}
+
+
+@dataclass(frozen=True)
+class Row:
+    """A plan's figures; `right` is None where nothing is asked, `against` has an entry a baseline but for itself."""
+
+    plan: str
+    prompts: int
+    right: Estimate | None
+    nll: Estimate
+    against: Mapping[str, Against]
+
+    def to_dict(self) -> dict[str, Any]:
+        """All of it, JSON-ready."""
+        right = None if self.right is None else self.right.to_dict()
+        against = {name: found.to_dict() for name, found in self.against.items()}
+        return {"plan": self.plan, "prompts": self.prompts, "right": right, "nll": self.nll.to_dict()} | {
+            "against": against
+        }
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """All plans under one condition, in the order of the config; plans without a single prompt are left out."""
+
+    condition: Condition
+    baselines: tuple[str, ...]
+    rows: tuple[Row, ...]
+
+    def row(self, plan: str) -> Row | None:
+        """A plan's row, if it has one."""
+        return next((row for row in self.rows if row.plan == plan), None)
+
+    def to_dict(self) -> dict[str, Any]:
+        """All of it, JSON-ready."""
+        rows = [row.to_dict() for row in self.rows]
+        return dataclasses.asdict(self.condition) | {"baselines": list(self.baselines), "plans": rows}
+
+
+def compare(condition: Condition, found: Mapping[str, Sequence[Cell]], baselines: Sequence[str]) -> Comparison:
+    """A row for each plan of `found`, its cells under one condition, and its differences to each of the baselines.
+
+    Raises:
+        ArgumentError: a cell of a prompt that searches choose by: what chose must not judge.
+    """
+    table = {plan: _by_prompt(cells) for plan, cells in found.items() if cells}
+    for plan, by_prompt in table.items():
+        for _, prompt in by_prompt:
+            if prompt < REPORT_FIRST:
+                remedy = f"prompts under {REPORT_FIRST} are for choosing; compare on later ones"
+                raise ArgumentError("prompt", prompt, f"{plan}: {remedy}")
+    given = [name for name in baselines if name in table]
+    pairs = {name: _against(table, name) for name in given}
+    rows = []
+    for plan, by_prompt in table.items():
+        cells = list(by_prompt.values())
+        counts, means, right = _numbers(cells)
+        share = None if cells[0].right is None else share_of(right, counts)
+        against = {name: pairs[name][plan] for name in given if plan in pairs[name]}
+        rows.append(Row(plan, len(cells), share, mean_of(means, counts), against))
+    return Comparison(condition, tuple(given), tuple(rows))
+
+
+def summarise(cells: Cells) -> list[Comparison]:
+    """Every comparison that a folder holds, without its config: names are those of its definitions.
+
+    The baseline is the plan called `plain`. Prompts that searches choose by are left out.
+    """
+    groups: dict[Condition, dict[str, list[Cell]]] = {}
+    conditions: dict[tuple[str, str], Condition] = {}
+    plans: dict[str, str] = {}
+    for cell in cells.cells.values():
+        if cell.prompt < REPORT_FIRST:
+            continue
+        where = cell.model, cell.task
+        if where not in conditions:
+            conditions[where] = _condition(cells, *where)
+        if cell.plan not in plans:
+            plans[cell.plan] = cells.definition("plan", cell.plan).get("name", cell.plan)
+        groups.setdefault(conditions[where], {}).setdefault(cell.plan, []).append(cell)
+    found = []
+    for condition, by_plan in groups.items():
+        names = [plans[plan] for plan in by_plan]
+        # Two encodings may have been called the same in two configs.
+        called = {p: n if names.count(n) == 1 else f"{n} ({p[:8]})" for p, n in zip(by_plan, names, strict=True)}
+        table = {called[plan]: held for plan, held in by_plan.items()}
+        found.append(compare(condition, table, [PLAIN]))
+    return found
+
+
+def _condition(cells: Cells, model: str, task: str) -> Condition:
+    defined = cells.definition("task", task)
+    name = cells.definition("model", model).get("name", model)
+    return Condition(name, defined.get("name", task), int(defined.get("content", {}).get("length", 0)))
+
+
+def _by_prompt(cells: Sequence[Cell]) -> dict[tuple[str, int], Cell]:
+    """Cells by task, which holds the seed, and prompt, in one order for all plans."""
+    return {(cell.task, cell.prompt): cell for cell in sorted(cells, key=lambda c: (c.task, c.prompt))}
+
+
+def _numbers(cells: Sequence[Cell]) -> tuple[Numbers, Numbers, Numbers]:
+    """(answers, mean NLL, right answers) of each cell."""
+    held = np.array([(cell.n, cell.nll, cell.right or 0) for cell in cells], dtype=np.float64)
+    return held[:, 0], held[:, 1], held[:, 2]
+
+
+def _against(table: Mapping[str, Mapping[tuple[str, int], Cell]], baseline: str) -> dict[str, Against]:
+    """Each other plan's difference to a baseline, p-values corrected for their number."""
+    theirs = table[baseline]
+    found: dict[str, tuple[Estimate, float]] = {}
+    for plan, ours in table.items():
+        shared = [key for key in ours if key in theirs]
+        if plan == baseline or not shared:
+            continue
+        counts, means, _ = _numbers([ours[key] for key in shared])
+        found[plan] = difference_of(means, _numbers([theirs[key] for key in shared])[1], counts)
+    adjusted = holm([p for _, p in found.values()])
+    return {
+        plan: Against(difference, p, corrected)
+        for (plan, (difference, p)), corrected in zip(found.items(), adjusted, strict=True)
+    }

@@ -1,0 +1,27 @@
+"""What a measured cell is named by: SHA-256 hashes of canonical content."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from typing import Any
+
+# Raised whenever a change of ropewalk changes measured answers: cells of before are then measured again.
+RESULTS = 1
+
+
+def content_hash(content: Any) -> str:
+    """The SHA-256 (hex) of JSON content: the same for the same content, however its keys are ordered."""
+    text = json.dumps(content, sort_keys=True, ensure_ascii=True, allow_nan=False, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def reference(content: Mapping[str, Any]) -> str:
+    """A short name of content: the first 16 digits of its hash."""
+    return content_hash(content)[:16]
+
+
+def cell_key(model: str, plan: str, task: str, prompt: int) -> str:
+    """The hash of a cell, from the references of its model, plan and task and the number of its prompt."""
+    return content_hash({"results": RESULTS, "model": model, "plan": plan, "task": task, "prompt": prompt})

@@ -1,0 +1,195 @@
+"""What a sweep measures: models x plans x tasks x lengths x seeds as units of work, each of them several cells."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from ropewalk.evaluation.candidates import Candidate
+from ropewalk.evaluation.cells import Cell, Cells
+from ropewalk.evaluation.content import cell_key, reference
+from ropewalk.evaluation.likelihood import token_nll
+from ropewalk.evaluation.read import Reader
+from ropewalk.evaluation.score import Answer
+from ropewalk.evaluation.shared import SharedReading
+from ropewalk.evaluation.sweep_config import WINDOWS, SweepConfig, TaskEntry
+from ropewalk.hf import installed
+from ropewalk.tasks.haystack import DEMO, Text, draw_window, read_text
+from ropewalk.tasks.prompts import PromptTask
+from ropewalk.tasks.reading import reading_task
+
+# Steps of the golden ratio spread windows 0, 1, 2 ... evenly over a text.
+_GOLDEN = 0.6180339887498949
+
+
+@dataclass(frozen=True)
+class Windows:
+    """Perplexity: windows of exactly `length` tokens from places spread over a text; nothing is asked."""
+
+    text: Text
+    length: int
+    seed: int = 0
+
+    def ids(self, tokenizer: Any, index: int) -> list[int]:
+        """The tokens of window `index`."""
+        return draw_window(self.text, tokenizer, self.length, (0.1 + 0.377 * self.seed + index * _GOLDEN) % 1.0)
+
+    def to_dict(self) -> dict[str, Any]:
+        """All that its windows depend on, JSON-ready."""
+        return dataclasses.asdict(self) | {"text": self.text.to_dict()}
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What came out for one of a unit's candidates, by its number."""
+
+    number: int
+    answers: tuple[Answer, ...]
+    seconds: float
+    nll: float | None = None
+
+
+@dataclass(frozen=True)
+class Unit:
+    """One prompt of a task for several plans of a model, which share the work that they can: a cell each.
+
+    `of` are the references of each candidate's model, plan and task, `keys` the hashes of the cells; `contents` says
+    what the references stand for, with a name: {(kind, reference): (name, content)}.
+    """
+
+    task: PromptTask | Windows
+    index: int
+    candidates: tuple[Candidate, ...]
+    of: tuple[tuple[str, str, str], ...]
+    keys: tuple[str, ...]
+    contents: Mapping[tuple[str, str], tuple[str, Mapping[str, Any]]]
+    name: str
+
+    def put(self, cells: Cells, measured: Measured) -> Cell:
+        """Write what came out for a candidate into the folder, and what it refers to."""
+        number = measured.number
+        for kind, name in zip(("model", "plan", "task"), self.of[number], strict=True):
+            called, content = self.contents[kind, name]
+            cells.define(kind, name, content, called)
+        key, of = self.keys[number], self.of[number]
+        return cells.put(key, of, self.index, measured.answers, measured.seconds, nll=measured.nll)
+
+
+class Engine(Protocol):
+    """Where units are measured."""
+
+    def run(self, units: Sequence[Unit]) -> None:
+        """Measure what isn't in the folder yet; on return every cell of every unit is."""
+        ...
+
+
+@dataclass(frozen=True)
+class Condition:
+    """A model, a task and a length: what plans are compared under, on the same prompts of all seeds."""
+
+    model: str
+    task: str
+    length: int
+
+
+@dataclass(frozen=True)
+class Job:
+    """The tasks of a config at one length, for one loaded model."""
+
+    model: str
+    content: Mapping[str, Any]
+    length: int
+    tasks: tuple[tuple[TaskEntry, int, PromptTask | Windows], ...]
+
+    def condition(self, entry: TaskEntry) -> Condition:
+        """What a task's cells are compared under."""
+        return Condition(self.model, entry.label, self.length)
+
+    def units(self, candidates: Sequence[Candidate], indices: Sequence[int]) -> list[Unit]:
+        """A unit for each prompt, all tasks' first prompts first, so that every comparison grows evenly."""
+        model = reference(self.content)
+        plans = [candidate.encoding.to_dict() for candidate in candidates]
+        names = [reference(plan) for plan in plans]
+        contents: dict[tuple[str, str], tuple[str, Mapping[str, Any]]] = {("model", model): (self.model, self.content)}
+        for name, candidate, plan in zip(names, candidates, plans, strict=True):
+            contents["plan", name] = candidate.name, plan
+        tasks = []
+        for entry, seed, task in self.tasks:
+            content = {"task": entry.name, **task.to_dict()}
+            tasks.append((entry, seed, task, reference(content)))
+            contents["task", tasks[-1][-1]] = entry.label, content
+        found = []
+        for index in indices:
+            for entry, seed, task, of_task in tasks:
+                of = tuple((model, plan, of_task) for plan in names)
+                keys = tuple(cell_key(*one, index) for one in of)
+                name = f"{entry.label}, {self.length:,} tokens, seed {seed}, prompt {index}"
+                found.append(Unit(task, index, tuple(candidates), of, keys, contents, name))
+        return found
+
+    def cells(
+        self, cells: Cells, entry: TaskEntry, candidates: Sequence[Candidate], indices: Sequence[int]
+    ) -> dict[str, list[Cell]]:
+        """The measured cells of a task by candidate, over all seeds and these prompts."""
+        found: dict[str, list[Cell]] = {candidate.name: [] for candidate in candidates}
+        units = dataclasses.replace(self, tasks=tuple(t for t in self.tasks if t[0] == entry))
+        for unit in units.units(candidates, indices):
+            for candidate, key in zip(unit.candidates, unit.keys, strict=True):
+                if key in cells.cells:
+                    found[candidate.name].append(cells.cells[key])
+        return found
+
+
+def job_of(config: SweepConfig, model: str, about: Mapping[str, Any], dtype: str, length: int) -> Job:
+    """The job of one length; raises ArgumentError for a task that can't be had at it.
+
+    Args:
+        about: what `describe` tells of the model.
+        dtype: of its weights, as answers depend on it.
+    """
+    content = {"name": about["name"], "fingerprint": about["fingerprint"], "dtype": dtype}
+    tasks = [(entry, seed, build_task(entry, length, seed)) for seed in config.seeds for entry in config.tasks]
+    return Job(model, content, length, tuple(tasks))
+
+
+def build_task(entry: TaskEntry, length: int, seed: int) -> PromptTask | Windows:
+    """The task of an entry at a length."""
+    if entry.name == WINDOWS:
+        return Windows(read_text(entry.options.get("text", DEMO)), length, seed)
+    return reading_task(entry.name, length, seed, entry.options)
+
+
+def check_prompts(job: Job, tokenizer: Any, indices: Sequence[int]) -> None:
+    """Build each task's first and last prompt, so that one that can't be stops the sweep before it starts."""
+    for _, _, task in job.tasks:
+        for index in {indices[0], indices[-1]}:
+            if isinstance(task, Windows):
+                task.ids(tokenizer, index)
+            else:
+                task.prompts(tokenizer, 1, first=index)
+
+
+def measure_unit(reader: Reader, unit: Unit, numbers: Sequence[int]) -> Iterator[Measured]:
+    """Measure some of a unit's candidates, by number; plans that agree in their first layers share them."""
+    encodings = [unit.candidates[number].encoding for number in numbers]
+    if isinstance(unit.task, Windows):
+        ids = unit.task.ids(reader.tokenizer, unit.index)
+        for number, encoding in zip(numbers, encodings, strict=True):
+            began = time.monotonic()
+            with installed(reader.model, encoding):
+                nll = float(token_nll(reader.model, ids).double().mean())
+            yield Measured(number, (), time.monotonic() - began, nll)
+        return
+    prompt = unit.task.prompts(reader.tokenizer, 1, first=unit.index)[0]
+    shared = SharedReading(reader.model, prompt.haystack_ids, encodings)
+    for index in shared.order:
+        began = time.monotonic()
+        with installed(reader.model, encodings[index]):
+            cache = shared.read(index)
+            with shared.asking():
+                answers = tuple(reader.questions(prompt, unit.task.setting, cache))
+        del cache  # so that only its shared layers are there during the next reading
+        yield Measured(numbers[index], answers, time.monotonic() - began)

@@ -1,0 +1,114 @@
+"""Shares of right answers, by group, and how each model's differ from the first one's on the same questions."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from ropewalk.evaluation.downstream import Found
+from ropewalk.evaluation.score import (
+    Answer,
+    Estimate,
+    PairedExact,
+    holm,
+    mean_interval,
+    paired_exact,
+    proportion_interval,
+)
+from ropewalk.tasks.pairs import Pair
+
+PAIRS, WORDS = "all pairs", "last words"
+
+
+@dataclasses.dataclass(frozen=True)
+class Against:
+    """How a share differs from the first model's, on the same questions.
+
+    Args:
+        difference: of the shares, with its t-interval.
+        exact: questions won and lost, and McNemar's exact test of them.
+        p: that test's p after Holm's correction for all the models compared with the first.
+    """
+
+    difference: Estimate
+    exact: PairedExact
+    p: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Share:
+    """How many questions of a group a model gets right (Wilson interval), and how that compares; None for the first."""
+
+    right: Estimate
+    nll: Estimate
+    against: Against | None
+
+    def to_dict(self) -> dict[str, Any]:
+        """All of it, JSON-ready; `nll` is nats a right answer."""
+        against = None
+        if self.against is not None:
+            against = {
+                "difference": self.against.difference.to_dict(),
+                **dataclasses.asdict(self.against.exact),
+                "p_holm": self.against.p,
+            }
+        return {"right": self.right.to_dict(), "nll": self.nll.to_dict(), "against": against}
+
+
+@dataclasses.dataclass(frozen=True)
+class Group:
+    """Questions that are told together, and each model's share by its name; `kind`: all, phenomenon, test set."""
+
+    kind: str
+    name: str
+    shares: Mapping[str, Share]
+
+    def to_dict(self) -> dict[str, Any]:
+        """All of it, JSON-ready."""
+        return {
+            "kind": self.kind,
+            "name": self.name,
+            "models": {n: share.to_dict() for n, share in self.shares.items()},
+        }
+
+
+def groups(found: Sequence[Found], pairs: Sequence[Pair]) -> list[Group]:
+    """All pairs and last words, then each phenomenon that the files name, then each test set, where there are several.
+
+    Questions are the independent units.
+    """
+    made = []
+    if found[0].pairs:
+        made.append(_group("all", PAIRS, {f.arm.name: f.pairs for f in found}))
+    if found[0].passages:
+        made.append(_group("all", WORDS, {f.arm.name: f.passages for f in found}))
+    phenomenon = {pair.test_set: pair.phenomenon for pair in pairs}
+    for name in sorted({p for p in phenomenon.values() if p}):
+        chosen = {f.arm.name: [a for a in f.pairs if phenomenon[a.setting] == name] for f in found}
+        made.append(_group("phenomenon", name, chosen))
+    if len(phenomenon) > 1:
+        for name in phenomenon:
+            made.append(
+                _group("test set", name, {f.arm.name: [a for a in f.pairs if a.setting == name] for f in found})
+            )
+    return made
+
+
+def _group(kind: str, name: str, answers: Mapping[str, Sequence[Answer]]) -> Group:
+    (first, base), *others = answers.items()
+    exact = {arm: paired_exact(held, base) for arm, held in others}
+    corrected = dict(zip(exact, holm([one.p for one in exact.values()]), strict=True))
+    shares = {first: _share(base, None)}
+    for arm, held in others:
+        by_question = {(a.prompt, a.key): a.is_exact for a in base}
+        values = [float(a.is_exact) - by_question[a.prompt, a.key] for a in held]
+        against = Against(mean_interval(values, range(len(values))), exact[arm], corrected[arm])
+        shares[arm] = _share(held, against)
+    return Group(kind, name, shares)
+
+
+def _share(answers: Sequence[Answer], against: Against | None) -> Share:
+    units = range(len(answers))
+    right = proportion_interval([a.is_exact for a in answers], units)
+    return Share(right, mean_interval([a.nll for a in answers], units), against)

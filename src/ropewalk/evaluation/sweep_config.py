@@ -1,0 +1,294 @@
+"""What a sweep's YAML file says, every key and value checked before anything is loaded or written."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ropewalk.analysis.scores import ORDERS, find_score
+from ropewalk.analysis.statistics import INDICATORS
+from ropewalk.encodings.dope import READINGS, SCOPES, SIDES
+from ropewalk.errors import ArgumentError, unknown_name
+from ropewalk.files import one_line_errors
+from ropewalk.frequencies import rules
+from ropewalk.tasks.haystack import DEMO
+from ropewalk.tasks.reading import reading_tasks
+
+PLAIN, WINDOWS = "plain", "perplexity"
+# Prompts of a search are counted from 0, those of a report from here: no prompt can both choose and judge.
+REPORT_FIRST = 1000
+
+
+@dataclass(frozen=True)
+class ModelEntry:
+    """A model, as `load_model` takes it."""
+
+    name: str
+    revision: str | None = None
+    dtype: str = "auto"
+
+
+@dataclass(frozen=True)
+class PlanEntry:
+    """One plan: `plain`, a length rule, a rule with DoPE on top (`dope` says how), or a saved plan's folder.
+
+    `rule` None is the model's own rotation; `factor` None is target / training length.
+    """
+
+    rule: str | None = None
+    factor: float | None = None
+    dope: DoPEEntry | None = None
+    saved: str | None = None
+    name: str | None = None
+
+
+@dataclass(frozen=True)
+class DoPEEntry:
+    """DoPE with heads chosen by a score; fields as `Statistics.select` and `DoPE` have them."""
+
+    mode: str = "all"
+    reading: str | None = None
+    score: str = "truncated_entropy"
+    r: int | None = None
+    indicator: str = "key"
+    order: str | None = None
+    heads: int = 3
+    scope: str = "query_head"
+    apply_to: str = "both"
+    seed: int = 42
+    sigma: float = 1.0
+
+
+@dataclass(frozen=True)
+class TaskEntry:
+    """A reading task by name with its plain options, or `perplexity` over windows of a text."""
+
+    name: str
+    options: Mapping[str, Any]
+    label: str
+
+
+@dataclass(frozen=True)
+class SearchEntry:
+    """What is picked on prompts of its own: the best rule, and of `trials` DoPE plans drawn from `space` the best.
+
+    prompts: how many prompts each candidate is measured on. space: what Optuna may choose from, by name.
+    """
+
+    prompts: int = 1
+    trials: int = 0
+    seed: int = 0
+    space: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class SweepConfig:
+    """Models x plans x tasks x lengths x seeds, with `prompts` prompts each."""
+
+    models: tuple[ModelEntry, ...]
+    plans: tuple[PlanEntry, ...]
+    tasks: tuple[TaskEntry, ...]
+    lengths: tuple[int, ...]
+    seeds: tuple[int, ...] = (0,)
+    prompts: int = 1
+    calibration: str = DEMO
+    original_length: int | None = None
+    search: SearchEntry = SearchEntry()
+
+
+def read_config(path: Path) -> SweepConfig:
+    """The config in a YAML file; raises ArgumentError for what can't be read and for unknown keys and values."""
+    import yaml
+
+    try:
+        with one_line_errors(path, "read", "config"):
+            content = yaml.safe_load(path.read_text(encoding="utf-8-sig"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise ArgumentError("config", str(path), f"isn't YAML ({reason})") from error
+    return build_config(content)
+
+
+def build_config(content: Any) -> SweepConfig:
+    """The config from a YAML file's content."""
+    data = _section(content, "config", _names(SweepConfig))
+    for name in ("models", "plans", "tasks", "lengths"):
+        if data.get(name) in (None, [], {}, ""):
+            raise ArgumentError(name, data.get(name), "is missing; a sweep needs models, plans, tasks and lengths")
+    plans = [plan for i, entry in enumerate(_list(data["plans"])) for plan in _plans(entry, f"plans[{i}]")]
+    tasks = tuple(_task(entry, f"tasks[{i}]") for i, entry in enumerate(_list(data["tasks"])))
+    _check_distinct("tasks", [task.label for task in tasks], "give one of them another `label`")
+    given = {name: data[name] for name in ("prompts", "calibration", "original_length") if name in data}
+    config = SweepConfig(
+        models=tuple(_model(entry, f"models[{i}]") for i, entry in enumerate(_list(data["models"]))),
+        plans=tuple(plans),
+        tasks=tasks,
+        lengths=tuple(_whole(n, f"lengths[{i}]") for i, n in enumerate(_list(data["lengths"]))),
+        seeds=tuple(_whole(n, f"seeds[{i}]", 0) for i, n in enumerate(_list(data.get("seeds", [0])))),
+        search=_search(data.get("search") or {}),
+        **given,
+    )
+    _whole(config.prompts, "prompts")
+    _text(config.calibration, "calibration")
+    if config.original_length is not None:
+        _whole(config.original_length, "original_length")
+    _check_distinct("models", [model.name for model in config.models], "give each model once")
+    _check_distinct("lengths", config.lengths, "give each length once")
+    _check_distinct("seeds", config.seeds, "give each seed once")
+    return config
+
+
+def _model(entry: Any, where: str) -> ModelEntry:
+    data = {"name": entry} if isinstance(entry, str) else _section(entry, where, _names(ModelEntry))
+    for name, value in data.items():
+        _text(value, f"{where}.{name}")
+    if not data.get("name"):
+        raise ArgumentError(f"{where}.name", data.get("name"), "give a model's name, folder or .gguf file")
+    return ModelEntry(**data)
+
+
+def _plans(entry: Any, where: str) -> list[PlanEntry]:
+    """The plans of an entry: more than one where it has lists of factors, heads and so on."""
+    if isinstance(entry, str):
+        if entry != PLAIN and entry not in rules():
+            raise unknown_name(where, entry, [PLAIN, *rules(), "{rule: ...}", "{dope: ...}", "{plan: ...}"])
+        return [PlanEntry(rule=None if entry == PLAIN else entry)]
+    data = _section(entry, where, ("rule", "factor", "dope", "plan", "name"))
+    if "plan" in data:
+        _section(entry, where, ("plan", "name"))
+        return [PlanEntry(saved=_text(data["plan"], f"{where}.plan"), name=data.get("name"))]
+    if "rule" not in data and "dope" not in data:
+        raise ArgumentError(where, entry, f"give {PLAIN}, a rule's name, or one of the keys rule, dope and plan")
+    chosen = [_rule(name, f"{where}.rule") for name in _list(data.get("rule"))]
+    factors = [None if f is None else _number(f, f"{where}.factor") for f in _list(data.get("factor"))]
+    dopes = _dopes(data["dope"], f"{where}.dope") if "dope" in data else [None]
+    found = [PlanEntry(rule, factor, dope) for rule, factor, dope in itertools.product(chosen, factors, dopes)]
+    if data.get("name") is not None:
+        if len(found) > 1:
+            raise ArgumentError(f"{where}.name", data["name"], f"stands for {len(found)} plans; leave it out")
+        found = [dataclasses.replace(found[0], name=_text(data["name"], f"{where}.name"))]
+    return found
+
+
+def _dopes(content: Any, where: str) -> list[DoPEEntry | None]:
+    """DoPE entries, one for each choice from the lists in it."""
+    data = _section(content or {}, where, _names(DoPEEntry))
+    choices = [[(name, value) for value in _list(held)] for name, held in data.items()]
+    return [dope_entry(dict(choice), where) for choice in itertools.product(*choices)]
+
+
+def dope_entry(data: Mapping[str, Any], where: str = "dope") -> DoPEEntry:
+    """One DoPE entry, its values checked."""
+    entry = DoPEEntry(**data)
+    known = {"mode": READINGS, "indicator": INDICATORS, "scope": SCOPES, "apply_to": SIDES}
+    for name, names in known.items():
+        if getattr(entry, name) not in names:
+            raise unknown_name(f"{where}.{name}", getattr(entry, name), names)
+    if entry.reading is not None and entry.reading not in READINGS[entry.mode]:
+        raise unknown_name(f"{where}.reading", entry.reading, READINGS[entry.mode])
+    if entry.order is not None and entry.order not in ORDERS:
+        raise unknown_name(f"{where}.order", entry.order, ORDERS)
+    if entry.score == "truncated_entropy" and entry.r is None:
+        entry = dataclasses.replace(entry, r=32)
+    find_score(entry.score).check_r(entry.score, entry.r)
+    for name in ("heads", "seed", *(["r"] if entry.r is not None else [])):
+        _whole(getattr(entry, name), f"{where}.{name}", 0 if name == "seed" else 1)
+    _number(entry.sigma, f"{where}.sigma")
+    return entry
+
+
+def _task(entry: Any, where: str) -> TaskEntry:
+    data = {"task": entry} if isinstance(entry, str) else dict(_section(entry, where, None))
+    name = data.pop("task", None)
+    known = {kind: tuple(held.options) for kind, held in reading_tasks().items()} | {WINDOWS: ("text",)}
+    if not isinstance(name, str) or name not in known:
+        raise unknown_name(f"{where}.task", str(name), known)
+    label = data.pop("label", None)
+    for option in data:
+        if option not in known[name]:
+            raise unknown_name(f"{where}.{option}", option, [*known[name], "label"])
+    variant = data.get("setting")
+    return TaskEntry(name, data, label or (f"{name} ({variant})" if isinstance(variant, str) else name))
+
+
+def _search(content: Any) -> SearchEntry:
+    data = _section(content, "search", _names(SearchEntry))
+    space = _section(data.get("space") or {}, "search.space", (*_names(DoPEEntry), "rule", "factor"))
+    choices: dict[str, tuple[Any, ...]] = {}
+    for name, held in space.items():
+        choices[name] = tuple(_list(held))
+        for value in choices[name]:
+            if name == "rule":
+                _rule(value, "search.space.rule")
+            elif name == "factor":
+                _number(value, "search.space.factor")
+            elif name not in ("reading", "r"):
+                dope_entry({name: value} | ({"r": 1} if name == "score" and needs_r(value) else {}), "search.space")
+    entry = SearchEntry(**{**data, "space": choices})
+    _whole(entry.prompts, "search.prompts")
+    _whole(entry.trials, "search.trials", 0)
+    _whole(entry.seed, "search.seed", 0)
+    if entry.prompts > REPORT_FIRST:
+        raise ArgumentError("search.prompts", entry.prompts, f"must be at most {REPORT_FIRST}: later ones are reported")
+    return entry
+
+
+def needs_r(score: str) -> bool:
+    """Whether a score looks at the r largest eigenvalues."""
+    return find_score(score).needs_r
+
+
+def _rule(name: Any, where: str) -> str | None:
+    plain = str(name).removeprefix("resonance+")
+    if name is None or name == PLAIN:
+        return None
+    if plain not in rules() or plain in ("longrope", "given"):
+        raise unknown_name(where, name, [PLAIN, *(rule for rule in rules() if rule not in ("longrope", "given"))])
+    return str(name)
+
+
+def _section(content: Any, where: str, known: Sequence[str] | None) -> Mapping[str, Any]:
+    """A section of `key: value` whose keys are all known."""
+    if not isinstance(content, Mapping):
+        raise ArgumentError(where, content, "must be a section of `key: value`")
+    for key in content:
+        if not isinstance(key, str) or (known is not None and key not in known):
+            raise unknown_name(where, key, known or ())
+    return content
+
+
+def _names(kind: type) -> tuple[str, ...]:
+    return tuple(f.name for f in dataclasses.fields(kind))
+
+
+def _list(value: Any) -> list[Any]:
+    """A list as it is; anything else as a list of one."""
+    return value if isinstance(value, list) else [value]
+
+
+def _whole(value: Any, where: str, least: int = 1) -> int:
+    if type(value) is not int or value < least:
+        raise ArgumentError(where, value, f"must be a whole number, {least} or more")
+    return value
+
+
+def _number(value: Any, where: str) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < float("inf"):
+        raise ArgumentError(where, value, "must be a number above 0")
+    return float(value)
+
+
+def _text(value: Any, where: str) -> str:
+    if not isinstance(value, str) or not value:
+        raise ArgumentError(where, value, "must be a text")
+    return value
+
+
+def _check_distinct(name: str, values: Sequence[Any], remedy: str) -> None:
+    for number, value in enumerate(values):
+        if value in values[:number]:
+            raise ArgumentError(name, value, f"is there twice; {remedy}")

@@ -1,0 +1,145 @@
+"""A whole sweep, told top-down: for each model and length build the plans, pick, measure, compare."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from ropewalk.errors import ArgumentError
+from ropewalk.evaluation.candidates import Candidate
+from ropewalk.evaluation.cells import Cell, Cells
+from ropewalk.evaluation.compare import Comparison, compare
+from ropewalk.evaluation.grid import Engine, Job, Unit, check_prompts, job_of
+from ropewalk.evaluation.plans import Target, build_plan, distinct
+from ropewalk.evaluation.search import Pick, best_of, search_plan
+from ropewalk.evaluation.sweep_config import PLAIN, REPORT_FIRST, ModelEntry, SweepConfig
+from ropewalk.hf.fingerprint import describe
+from ropewalk.hf.loading import load_model
+from ropewalk.tasks.haystack import Text, draw_window, read_text
+
+
+class Watch:
+    """What a sweep tells whoever watches; nobody does."""
+
+    def calibrating(self, model: str, length: int) -> None:
+        """Head statistics are being measured, in one pass."""
+
+    def expect(self, units: Sequence[Unit], cells: Cells) -> None:
+        """These units come next."""
+
+    def start(self, unit: Unit) -> None:
+        """A unit begins."""
+
+    def done(self, unit: Unit, number: int, cell: Cell) -> None:
+        """A cell is measured."""
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A model in memory, with what `describe` tells of it."""
+
+    entry: ModelEntry
+    model: Any
+    tokenizer: Any
+    about: dict[str, Any]
+
+
+@dataclass
+class Outcome:
+    """All that a report tells of a sweep."""
+
+    config: SweepConfig
+    models: list[dict[str, Any]] = field(default_factory=list)
+    comparisons: list[Comparison] = field(default_factory=list)
+    picks: list[Pick] = field(default_factory=list)
+    cells: dict[tuple[str, str, int], dict[str, list[Cell]]] = field(default_factory=dict)
+    texts: dict[str, str] = field(default_factory=dict)
+
+
+def run_sweep(
+    config: SweepConfig, cells: Cells, engine_of: Callable[[Loaded], Engine], watch: Watch | None = None
+) -> Outcome:
+    """Measure whatever of a config isn't in the folder yet, and compare all of it.
+
+    What picks (the best rule, a search's plans) sees prompts of its own; the comparisons see the others only.
+
+    Raises:
+        ArgumentError: a model, plan, task or length that can't be had; of a model nothing has been measured then.
+    """
+    watch = watch or Watch()
+    outcome = Outcome(config)
+    text = read_text(config.calibration) if _calibrates(config) else None
+    for entry in config.models:
+        model, tokenizer = load_model(entry.name, dtype=entry.dtype, revision=entry.revision)
+        loaded = Loaded(entry, model, tokenizer, describe(model))
+        outcome.models.append(loaded.about)
+        jobs = [_checked(config, loaded, length, text) for length in config.lengths]
+        targets = [_target(config, loaded, length, text, cells, watch) for length in config.lengths]
+        engine = engine_of(loaded)
+        for job, target in zip(jobs, targets, strict=True):
+            _run_length(config, job, target, engine, watch, outcome)
+        del model, loaded, jobs, targets, engine, target  # before the next one needs the room
+    return outcome
+
+
+def report_indices(config: SweepConfig) -> range:
+    """The prompts that plans are compared on."""
+    return range(REPORT_FIRST, REPORT_FIRST + config.prompts)
+
+
+def _run_length(config: SweepConfig, job: Job, target: Target, engine: Engine, watch: Watch, outcome: Outcome) -> None:
+    cells = target.cells
+    built = [(entry, build_plan(entry, target)) for entry in config.plans]
+    rules = distinct([plan for entry, plan in built if entry.rule and entry.dope is None])
+    candidates = distinct([plan for _, plan in built])
+
+    def measure(plans: Sequence[Candidate], indices: Sequence[int]) -> None:
+        units = job.units(plans, indices)
+        watch.expect(units, cells)
+        engine.run(units)
+
+    search = range(config.search.prompts)
+    pick = best_of(rules, job, cells, measure, search)
+    if config.search.trials:
+        pick = search_plan(config, target, job, measure, pick)
+        candidates = distinct([*candidates, *pick.plans])
+    outcome.picks.append(pick)
+    measure(candidates, report_indices(config))
+    names = {plan.name for plan in candidates}
+    baselines = [name for name in (PLAIN, pick.rule) if name in names]
+    for entry in config.tasks:
+        condition = job.condition(entry)
+        found = job.cells(cells, entry, candidates, report_indices(config))
+        outcome.comparisons.append(compare(condition, found, baselines))
+        outcome.cells[condition.model, condition.task, condition.length] = found
+    for _, _, task in job.tasks:
+        about = task.to_dict().get("text")
+        if isinstance(about, dict):
+            outcome.texts[about["name"]] = about["fingerprint"]
+
+
+def _calibrates(config: SweepConfig) -> bool:
+    return config.search.trials > 0 or any(plan.dope is not None for plan in config.plans)
+
+
+def _checked(config: SweepConfig, loaded: Loaded, length: int, text: Text | None) -> Job:
+    """The job of one length, after making sure that its prompts and its calibration text can be had."""
+    dtype = str(next(loaded.model.parameters()).dtype).removeprefix("torch.")
+    job = job_of(config, loaded.entry.name, loaded.about, dtype, length)
+    check_prompts(job, loaded.tokenizer, report_indices(config))
+    if text is not None:
+        draw_window(text, loaded.tokenizer, length, 0.0)
+    return job
+
+
+def _target(config: SweepConfig, loaded: Loaded, length: int, text: Text | None, cells: Cells, watch: Watch) -> Target:
+    original = config.original_length or loaded.about["original_length"]
+    if not original:
+        remedy = f"{loaded.entry.name} doesn't tell its training length; give it in tokens"
+        raise ArgumentError("original_length", None, remedy)
+
+    def calibrating() -> None:
+        watch.calibrating(loaded.entry.name, length)
+
+    return Target(loaded.model, loaded.tokenizer, loaded.about, original, length, text, cells, calibrating)

@@ -1,0 +1,165 @@
+"""Minimal pairs and last words, in tables and a picture."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from ropewalk.evaluation.arms import Arm
+from ropewalk.evaluation.provenance import machine, versions
+from ropewalk.evaluation.score import Estimate
+from ropewalk.evaluation.shares import WORDS, Group, Share
+from ropewalk.files import write_atomically
+from ropewalk.report.figures import finish
+from ropewalk.report.marks import line_style
+
+HEADER = ("model", "questions", "right", "points above the first", "p (Holm)")
+
+
+@dataclasses.dataclass(frozen=True)
+class Judgement:
+    """What was measured and what came out.
+
+    Args:
+        sources: where the questions are from, by kind.
+        arms: the models and plans, in order.
+        groups: their shares.
+        unknown: by model, the share of tokens that its tokenizer doesn't know, 0 to 1.
+    """
+
+    sources: dict[str, str]
+    arms: tuple[Arm, ...]
+    groups: tuple[Group, ...]
+    unknown: dict[str, float]
+
+
+def rows(group: Group) -> list[tuple[str, ...]]:
+    """A row a model: share of right answers with its interval, and how it compares with the first model's."""
+    found: list[tuple[str, ...]] = []
+    for name, share in group.shares.items():
+        against = share.against
+        compared = ("", "")
+        if against is not None:
+            d = against.difference
+            interval = "" if math.isinf(d.high) else f" [{100 * d.low:+.1f}, {100 * d.high:+.1f}]"
+            compared = (f"{100 * d.mean:+.1f}{interval}", f"{against.p:.2g}")
+        found.append((name, f"{share.right.n:,}", right(share), *compared))
+    return found
+
+
+def title(group: Group) -> str:
+    """What is right in this group."""
+    if group.name == WORDS:
+        return "last words: every token of the word is the likeliest"
+    return f"{group.name}: the good sentence is the likelier one"
+
+
+def right(share: Share) -> str:
+    """'78.3 % [75.0 %, 81.2 %]'."""
+    r = share.right
+    return f"{r.mean:.1%} [{r.low:.1%}, {r.high:.1%}]"
+
+
+def markdown(judgement: Judgement, command: str) -> str:
+    """The page summary.md."""
+    page = ["# Minimal pairs and last words" if len(judgement.sources) > 1 else f"# {_only(judgement)}", ""]
+    page += ["Brackets are 95 % intervals: Wilson's for shares; questions are the independent units.", ""]
+    whole = [group for group in judgement.groups if group.kind == "all"]
+    for group in whole:
+        page += [f"## {title(group)[0].upper()}{title(group)[1:]}", "", *_table(HEADER, rows(group)), ""]
+        if group.name == WORDS:
+            nats = [(name, _nats(share.nll)) for name, share in group.shares.items()]
+            page += [*_table(("model", "nats a token of the right word"), nats), ""]
+    for kind in ("phenomenon", "test set"):
+        chosen = [group for group in judgement.groups if group.kind == kind]
+        if chosen:
+            header = (kind, "pairs", *(arm.name for arm in judgement.arms))
+            cells = [(g.name, str(_size(g)), *(right(share) for share in g.shares.values())) for g in chosen]
+            page += [f"## By {kind}", "", *_table(header, cells), ""]
+    page += [
+        "![shares of right answers](downstream.png)",
+        "",
+        "## How this was made",
+        "",
+        f"- command: `{command}`",
+        *(f"- {kind}: {source}" for kind, source in judgement.sources.items()),
+        *(f"- tokens unknown to {name}: {share:.2%}" for name, share in judgement.unknown.items() if share),
+        f"- versions: {', '.join(f'{name} {version}' for name, version in versions().items())}",
+        f"- machine: {machine()}",
+        "",
+        "Every answer is in results.jsonl.",
+        "",
+    ]
+    return "\n".join(page)
+
+
+def draw(judgement: Judgement, path: Path) -> None:
+    """The share of right answers with its interval: a line a group, a mark a model. PNG or SVG by suffix."""
+    from matplotlib.figure import Figure
+
+    has_phenomena = any(group.kind == "phenomenon" for group in judgement.groups)
+    finer = "phenomenon" if has_phenomena else "test set"
+    chosen = [group for group in judgement.groups if group.kind in ("all", finer)]
+    arms = len(judgement.arms)
+    height = 1.6 + 0.3 * arms + len(chosen) * max(0.28, 0.14 * arms)
+    figure = Figure(figsize=(7.5, height), layout="constrained")
+    axes: Any = figure.subplots()
+    for number, arm in enumerate(judgement.arms):
+        shares = [group.shares[arm.name].right for group in chosen]
+        places = [row + (number - (arms - 1) / 2) * 0.7 / arms for row in range(len(chosen))]
+        axes.errorbar(
+            [100 * share.mean for share in shares],
+            places,
+            xerr=[
+                [100 * (share.mean - share.low) for share in shares],
+                [100 * (share.high - share.mean) for share in shares],
+            ],
+            label=arm.name,
+            **(line_style(number) | {"linestyle": "none"}),
+        )
+    finish(axes, "right answers, %", "")
+    axes.set_yticks(range(len(chosen)), [group.name.replace("_", " ") for group in chosen], fontsize=8)
+    axes.set_ylim(len(chosen) - 0.5, -0.5)
+    axes.set_xlim(-2, 102)
+    if any(group.name != WORDS for group in chosen):
+        axes.axvline(50, color="black", linewidth=0.8, linestyle=(0, (2, 3)))
+        axes.set_title("95 % intervals; dashed: what guessing between two sentences gives", fontsize=9)
+    figure.legend(loc="outside lower center", ncols=2, frameon=False, fontsize=8)
+    figure.savefig(path, dpi=150)
+
+
+def write_report(judgement: Judgement, folder: Path, command: str) -> None:
+    """summary.md, summary.json and downstream.png in a folder."""
+    found = {
+        "sources": judgement.sources,
+        "arms": [arm.to_dict() for arm in judgement.arms],
+        "groups": [group.to_dict() for group in judgement.groups],
+        "unknown": judgement.unknown,
+        "command": command,
+        "versions": versions(),
+        "machine": machine(),
+    }
+    write_atomically(folder / "summary.json", json.dumps(found, indent=2) + "\n")
+    write_atomically(folder / "summary.md", markdown(judgement, command))
+    draw(judgement, folder / "downstream.png")
+
+
+def _only(judgement: Judgement) -> str:
+    return "Last words" if "words" in judgement.sources else "Minimal pairs"
+
+
+def _nats(nll: Estimate) -> str:
+    """'1.234 [1.100, 1.368]'; an interval of few passages can reach below 0, where no likelihood is."""
+    return f"{nll.mean:.3f}" + ("" if math.isinf(nll.high) else f" [{max(0.0, nll.low):.3f}, {nll.high:.3f}]")
+
+
+def _size(group: Group) -> int:
+    return next(iter(group.shares.values())).right.n
+
+
+def _table(header: Sequence[str], lines: Sequence[Sequence[str]]) -> list[str]:
+    return [f"| {' | '.join(cells)} |" for cells in (header, ["---"] * len(header), *lines)]

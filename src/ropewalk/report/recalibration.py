@@ -1,0 +1,140 @@
+"""What a recalibration found: what the swap cost, what came back, and the curve between."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from ropewalk.evaluation.provenance import machine, versions
+from ropewalk.evaluation.score import Estimate
+from ropewalk.files import write_atomically
+from ropewalk.report.figures import COLOURS, finish
+from ropewalk.training.folder import RunFolder
+from ropewalk.training.held_out import HeldOut
+from ropewalk.training.recalibration import Outcome, Recalibration
+from ropewalk.training.swap import OWN
+
+
+def header(wanted: Recalibration, outcome: Outcome) -> tuple[str, ...]:
+    """The table's columns."""
+    lengths = [f"at {k * wanted.length:,} tokens" for k in _multiples(outcome)]
+    return ("", "validation", *lengths, f"change at {wanted.length:,}")
+
+
+def rows(outcome: Outcome) -> list[tuple[str, ...]]:
+    """The model as it was, right after the swap if there was one, and at the end."""
+    found = [("as it was", outcome.as_it_was), ("right after the swap", outcome.after_swap)]
+    found.append((f"after {outcome.steps:,} steps", outcome.after))
+    if outcome.as_it_was == outcome.after_swap:
+        del found[1]
+    lines = []
+    for name, held in found:
+        change = "" if held is outcome.as_it_was else _estimate(held.against(outcome.as_it_was, 1), signed=True)
+        lengths = [_estimate(held.at(k)) for k in _multiples(outcome)]
+        lines.append((name, _number(held.validation), *lengths, change))
+    return lines
+
+
+def verdict(wanted: Recalibration, outcome: Outcome) -> str:
+    """In a sentence: what the swap cost at the length of training, and how much of it came back in which time."""
+    before, swapped, after = (held.at(1) for held in (outcome.as_it_was, outcome.after_swap, outcome.after))
+    effort = f"{outcome.steps:,} steps ({outcome.tokens:,} tokens, {outcome.seconds:,.0f} s)"
+    if outcome.diverged is not None:
+        return f"The loss was no longer a number at step {outcome.diverged:,}: try a lower learning rate."
+    if before is None or swapped is None or after is None:
+        return f"A loss isn't a number, so nothing can be said about {effort}."
+    if outcome.recovered is None:
+        kept = "The encoding is as it was" if wanted.encoding == OWN else f"Swapping to {outcome.encoding} cost nothing"
+        change = f"{after.mean - before.mean:+.3f} nats a token at {wanted.length:,} tokens"
+        return f"{kept}; {effort} changed the loss by {change}, from {before.mean:.3f} to {after.mean:.3f}."
+    cost = f"{swapped.mean - before.mean:.3f} nats a token at {wanted.length:,} tokens"
+    back = f"{outcome.recovered:.0%} of it: {after.mean:.3f} against {before.mean:.3f} before"
+    return f"Swapping to {outcome.encoding} cost {cost}; {effort} won back {back}."
+
+
+def markdown(wanted: Recalibration, outcome: Outcome, run: dict[str, Any], command: str) -> str:
+    """The page summary.md; `run` is what the folder's run.json says."""
+    columns = header(wanted, outcome)
+    lines = [columns, ["---"] * len(columns), *rows(outcome)]
+    held, furthest = outcome.after, max(_multiples(outcome))
+    counts = {k: len(held.windows[k]) for k in (1, furthest) if k in held.windows}
+    read = " and ".join(f"{count} of {k * wanted.length:,} tokens" for k, count in counts.items())
+    page = [
+        f"# {wanted.model}: {wanted.encoding}, {outcome.steps:,} steps",
+        "",
+        verdict(wanted, outcome),
+        "",
+        *(f"| {' | '.join(cells)} |" for cells in lines),
+        "",
+        f"Nats a token of {wanted.text}, of parts that nothing here is trained on. At N tokens: the last "
+        f"{wanted.length:,} before position N, mean and 95 % interval over windows of the test part ({read}). "
+        "Change: against the model as it was, window by window.",
+        "",
+        "![curves](curves.png)",
+        "",
+        "## How this was made",
+        "",
+        f"- command: `{command}`",
+        f"- model: {wanted.model}, fingerprint {run['model']['fingerprint']}",
+        f"- encoding: {run['encoding'] or 'as it was'}",
+        f"- text: {wanted.text}, SHA-256 {run.get('data_sha256')}; 90 % to train on, 5 % validation, 5 % test",
+        f"- {outcome.steps:,} steps of {wanted.batch} sequences of {wanted.length:,} tokens, seed {outcome.seed}; "
+        f"{wanted.course().described()}",
+        f"- {outcome.parameters:,} numbers learned, {outcome.own_parameters:,} of them the encoding's",
+        f"- {outcome.seconds:,.0f} s of training with its evaluations; waiting for data {outcome.waiting:.1%} of it",
+        f"- versions: {', '.join(f'{name} {version}' for name, version in versions().items())}",
+        f"- machine: {machine()}",
+        "",
+    ]
+    return "\n".join(page)
+
+
+def draw_curves(outcome: Outcome, points: list[dict[str, Any]], path: Path) -> None:
+    """Training and validation loss against steps, with level lines for the model as it was and right after the swap."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8.0, 4.5), layout="constrained")
+    axes: Any = figure.subplots()
+    grey, blue, orange, green = COLOURS[:4]
+    trained = [(p["step"], p["loss"]) for p in points if p.get("loss") is not None]
+    seen = [(0, outcome.after_swap.validation)]
+    seen += [(p["step"], p["metric"]) for p in points if p.get("metric") is not None]
+    seen = [point for point in seen if point[1] is not None]
+    if trained:
+        axes.plot(*zip(*trained, strict=True), color=grey, linewidth=1.0, label="training")
+    if seen:
+        axes.plot(*zip(*seen, strict=True), color=blue, linewidth=1.6, marker="o", markersize=4, label="validation")
+    levels = (("as it was", outcome.as_it_was, green, "--"), ("right after the swap", outcome.after_swap, orange, ":"))
+    for name, held, colour, dashes in levels:
+        if held.validation is not None and (name == "as it was" or outcome.recovered is not None):
+            axes.axhline(held.validation, color=colour, linestyle=dashes, linewidth=1.4, label=f"{name}, validation")
+    finish(axes, "steps", "nats a token")
+    axes.set_title(f"{outcome.encoding}, seed {outcome.seed}: {outcome.tokens:,} tokens", fontsize=10)
+    if axes.get_legend_handles_labels()[0]:
+        axes.legend(frameon=False, fontsize=8, handlelength=3.5)
+    figure.savefig(path, dpi=150)
+
+
+def write_report(wanted: Recalibration, outcome: Outcome, out: Path, command: str) -> None:
+    """summary.md and curves.png in the run's folder."""
+    folder = RunFolder(out)
+    write_atomically(out / "summary.md", markdown(wanted, outcome, folder.about() or {}, command))
+    draw_curves(outcome, folder.curve(), out / "curves.png")
+
+
+def _multiples(outcome: Outcome) -> tuple[int, ...]:
+    measured: tuple[HeldOut, ...] = (outcome.as_it_was, outcome.after_swap, outcome.after)
+    return tuple(sorted({k for held in measured for k in held.windows}))
+
+
+def _number(value: float | None) -> str:
+    return "not a number" if value is None else f"{value:.3f}"
+
+
+def _estimate(found: Estimate | None, signed: bool = False) -> str:
+    """A mean with its interval; a single window has none."""
+    if found is None:
+        return "–"
+    sign = "+" if signed else ""
+    interval = f" ({found.low:{sign}.3f} to {found.high:{sign}.3f})" if found.is_clustered else ""
+    return f"{found.mean:{sign}.3f}{interval}"

@@ -1,0 +1,230 @@
+"""What a sweep found: tables, a summary and a page."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from ropewalk.evaluation.cells import Cell, Cells
+from ropewalk.evaluation.compare import Against, Comparison, Row
+from ropewalk.evaluation.provenance import machine, versions
+from ropewalk.evaluation.score import Answer, Estimate
+from ropewalk.evaluation.search import Pick
+from ropewalk.evaluation.sweep_config import PLAIN
+from ropewalk.evaluation.sweep_run import Outcome
+from ropewalk.files import write_atomically
+from ropewalk.report.page import Download, Folded, HeatMaps, Page, Paragraph, Part, Reproduce, Section, Table
+from ropewalk.tasks.prompts import NOWHERE
+
+# More maps than this nobody looks at; those of the plans with the likeliest answers are shown.
+MOST_MAPS = 9
+_HOW = (
+    "Brackets are 95 % intervals; prompts, not questions, count as independent. Differences are in answer NLL, nats a "
+    "token, on the prompts that both plans have: below 0 the right answers are likelier. p is Holm's, over all plans "
+    "compared with the same baseline under one condition."
+)
+
+
+def write_report(outcome: Outcome, cells: Cells, command: str, folder: Path) -> None:
+    """Write summary.md, summary.json and report.html, each whole or not at all."""
+    content = json.dumps(to_dict(outcome, command), indent=2, allow_nan=False) + "\n"
+    write_atomically(folder / "summary.json", content)
+    write_atomically(folder / "summary.md", markdown(outcome, command))
+    page(outcome, cells, command, content).write(folder / "report.html")
+
+
+def header(comparison: Comparison) -> tuple[str, ...]:
+    """The columns of a comparison's table."""
+    against = tuple(f"against {name}" for name in comparison.baselines)
+    return ("plan", "answers right", "NLL, nats a token", *against)
+
+
+def rows(comparison: Comparison) -> list[tuple[str, ...]]:
+    """A row a plan, as text."""
+    return [_cells(comparison, row) for row in comparison.rows]
+
+
+def title(comparison: Comparison) -> str:
+    """What a comparison is about."""
+    where = comparison.condition
+    prompts = sorted({row.prompts for row in comparison.rows})
+    counted = " to ".join(str(n) for n in dict.fromkeys((prompts[0], prompts[-1]))) if prompts else "no"
+    return f"{where.model}: {where.task}, {where.length:,} tokens, {counted} prompt{'s' * (counted != '1')}"
+
+
+def verdict(outcome: Outcome) -> str:
+    """One sentence: what is better than plain, and than the best rule, beyond chance."""
+    conditions = len(outcome.comparisons)
+    said = [_against_all(outcome, PLAIN, "plain")]
+    if any(pick.rule for pick in outcome.picks):
+        said.append(_against_all(outcome, None, "the best rule"))
+    plans = len({row.plan for comparison in outcome.comparisons for row in comparison.rows})
+    under = f"{conditions} condition{'s' * (conditions != 1)}"
+    return f"{plans} plans under {under}; beyond chance, corrected for their number: {'; '.join(said)}."
+
+
+def to_dict(outcome: Outcome, command: str) -> dict[str, Any]:
+    """All figures, JSON-ready."""
+    return {
+        "verdict": verdict(outcome),
+        "command": command,
+        "models": outcome.models,
+        "comparisons": [comparison.to_dict() for comparison in outcome.comparisons],
+        "picks": [
+            {"model": p.model, "length": p.length, "rule": p.rule, "plans": [plan.name for plan in p.plans]}
+            | {"prompts": p.prompts, "tried": [{"plan": name, "nll": nll} for name, nll in p.tried]}
+            for p in outcome.picks
+        ],
+        "facts": facts(outcome),
+    }
+
+
+def markdown(outcome: Outcome, command: str) -> str:
+    """The summary as a Markdown page."""
+    lines = ["# Sweep", "", verdict(outcome), "", _HOW, ""]
+    for comparison in outcome.comparisons:
+        lines += [f"## {title(comparison)}", "", *_table(header(comparison), rows(comparison)), ""]
+    picked = [pick for pick in outcome.picks if pick.tried]
+    if picked:
+        lines += ["## What was picked, on prompts of its own", ""]
+        for pick in picked:
+            lines += [_pick_line(pick), "", *_table(("plan", "mean answer NLL"), _tried(pick)), ""]
+    lines += ["## How this was made", "", f"- command: `{command}`"]
+    lines += [f"- {name}: {value}" for name, value in facts(outcome).items()]
+    return "\n".join([*lines, ""])
+
+
+def page(outcome: Outcome, cells: Cells, command: str, raw: str) -> Page:
+    """The page; `raw` is the summary's JSON, to be downloaded."""
+    parts: list[Part] = [Paragraph(_HOW)]
+    for comparison in outcome.comparisons:
+        parts += [Section(title(comparison)), Table(header(comparison), rows(comparison))]
+    maps = _maps(outcome, cells)
+    parts += [Section("By depth and length"), *maps] if maps else []
+    picked = [pick for pick in outcome.picks if pick.tried]
+    if picked:
+        parts.append(Section("What was picked, on prompts of its own"))
+        for pick in picked:
+            parts.append(Paragraph(_pick_line(pick)))
+            parts.append(Folded(f"All {len(pick.tried)} tried", [Table(("plan", "mean answer NLL"), _tried(pick))]))
+    parts += [Section("How to reproduce"), Reproduce(command, facts(outcome))]
+    parts.append(Download("summary.json", raw.encode(), "application/json"))
+    models = ", ".join(entry.name for entry in outcome.config.models)
+    return Page(f"Sweep: {models}", verdict(outcome), parts)
+
+
+def facts(outcome: Outcome) -> dict[str, str]:
+    """What else decides the figures."""
+    config = outcome.config
+    found = {"seeds": ", ".join(map(str, config.seeds)), "prompts a seed": str(config.prompts)}
+    for about in outcome.models:
+        found[f"fingerprint of {about['name']}"] = str(about["fingerprint"])[:16]
+    for name, fingerprint in outcome.texts.items():
+        found[f"SHA-256 of {name}"] = fingerprint[:16]
+    found["versions"] = ", ".join(f"{name} {version}" for name, version in versions().items())
+    return found | {"machine": machine()}
+
+
+def _cells(comparison: Comparison, row: Row) -> tuple[str, ...]:
+    right = "–" if row.right is None else _share(row.right)
+    against = [_difference(row.against.get(name)) for name in comparison.baselines]
+    return (row.plan, right, f"{row.nll.mean:.3f} {_interval(row.nll, 0.0)}", *against)
+
+
+def _share(right: Estimate) -> str:
+    return f"{round(right.mean * right.n)} of {right.n} [{right.low:.2f}, {right.high:.2f}]"
+
+
+def _difference(against: Against | None) -> str:
+    if against is None:
+        return ""
+    mark = " better" if against.is_better else " worse" if against.is_worse else ""
+    p = f", p {against.adjusted:.2g}" if against.difference.is_clustered else ""
+    return f"{against.difference.mean:+.3f} {_interval(against.difference)}{p}{mark}"
+
+
+def _interval(estimate: Estimate, least: float = -math.inf) -> str:
+    if math.isinf(estimate.high):
+        return "[one prompt: no interval]"
+    return f"[{max(least, estimate.low):.3f}, {estimate.high:.3f}]"
+
+
+def _against_all(outcome: Outcome, baseline: str | None, name: str) -> str:
+    """How many comparisons with a baseline (None: the picked rule) came out better and worse."""
+    rules = {(pick.model, pick.length): pick.rule for pick in outcome.picks}
+    better = worse = total = 0
+    for comparison in outcome.comparisons:
+        where = comparison.condition
+        wanted = baseline or rules.get((where.model, where.length))
+        found = [row.against[wanted] for row in comparison.rows if wanted and wanted in row.against]
+        total += len(found)
+        better += sum(against.is_better for against in found)
+        worse += sum(against.is_worse for against in found)
+    return f"of {total} comparisons with {name} {better} are better and {worse} worse"
+
+
+def _pick_line(pick: Pick) -> str:
+    words = [f"{pick.model}, {pick.length:,} tokens, {pick.prompts} prompt{'s' * (pick.prompts != 1)} of each task:"]
+    words.append(f"best rule {pick.rule}" if pick.rule else "no rule")
+    return " ".join(words) + "".join(f"; best plan {plan.name}" for plan in pick.plans) + "."
+
+
+def _tried(pick: Pick) -> list[tuple[str, str]]:
+    return [(name, f"{nll:.3f}") for name, nll in pick.tried]
+
+
+def _table(names: Sequence[str], lines: Sequence[Sequence[str]]) -> list[str]:
+    cells = [names, ["---"] * len(names), *lines]
+    return [f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in line)} |" for line in cells]
+
+
+def _maps(outcome: Outcome, cells: Cells) -> list[Part]:
+    """Share of right answers by length and depth, a map a plan, for each model and task with more than one depth."""
+    found: list[Part] = []
+    for model in dict.fromkeys(c.condition.model for c in outcome.comparisons):
+        for task in dict.fromkeys(c.condition.task for c in outcome.comparisons):
+            here = [c for c in outcome.comparisons if (c.condition.model, c.condition.task) == (model, task)]
+            plans = _shown(here)
+            answers = {
+                (plan, c.condition.length): _answers(cells, outcome.cells[model, task, c.condition.length][plan])
+                for c in here
+                for plan in plans
+                if c.row(plan) is not None and c.rows[0].right is not None
+            }
+            depths = sorted({answer.depth for held in answers.values() for answer in held})
+            if len(depths) > 1:
+                lengths = [c.condition.length for c in here]
+                panels = {
+                    plan: [[_right_at(answers.get((plan, n), ()), depth) for depth in depths] for n in lengths]
+                    for plan in plans
+                }
+                names = ["nowhere" if depth == NOWHERE else f"{depth:.2f}" for depth in depths]
+                heading = f"{model}: {task}"
+                rows = [f"{n:,}" for n in lengths]
+                found.append(HeatMaps(heading, "tokens", rows, "depth", names, panels, "share of right answers"))
+    return found
+
+
+def _shown(comparisons: Sequence[Comparison]) -> list[str]:
+    """The plans whose maps are shown: the baselines, then those with the lowest NLL, in the table's order."""
+    every = list(dict.fromkeys(row.plan for c in comparisons for row in c.rows))
+    baselines = {name for c in comparisons for name in c.baselines}
+
+    def rank(plan: str) -> tuple[bool, float]:
+        held = [row.nll.mean for c in comparisons if (row := c.row(plan)) is not None]
+        return plan not in baselines, sum(held) / len(held)
+
+    kept = set(sorted(every, key=rank)[:MOST_MAPS])
+    return [plan for plan in every if plan in kept]
+
+
+def _answers(cells: Cells, held: Sequence[Cell]) -> list[Answer]:
+    return [answer for cell in held for answer in cells.answers(cell)]
+
+
+def _right_at(answers: Sequence[Answer], depth: float) -> float | None:
+    here = [answer.is_exact for answer in answers if answer.depth == depth]
+    return sum(here) / len(here) if here else None

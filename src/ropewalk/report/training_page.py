@@ -1,0 +1,98 @@
+"""The page that a comparison of trained encodings ends with."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from ropewalk.evaluation.provenance import machine, versions
+from ropewalk.files import one_line_errors
+from ropewalk.report.page import Download, Page, Paragraph, Part, Picture, Reproduce, Section, Table
+from ropewalk.report.training import header, rows, title
+from ropewalk.training.compare import Comparison
+from ropewalk.training.figures import figure_text
+
+
+def write_page(comparison: Comparison, command: str, path: Path) -> None:
+    """Write the page of a comparison, with the curves.png that is in its folder.
+
+    Args:
+        comparison: what has come out so far; needn't be all.
+        command: the command line that trained it.
+        path: the HTML file.
+
+    Raises:
+        ArgumentError: a file can't be read or written.
+    """
+    training_page(comparison, command).write(path)
+
+
+def training_page(comparison: Comparison, command: str) -> Page:
+    """The page of a comparison."""
+    parts: list[Part] = [
+        Section("Every seed"),
+        Table(header(comparison), rows(comparison), title(comparison)),
+        Paragraph("One seed means the same initial weights and the same order of data for all encodings."),
+        *_curves(comparison),
+        Section("How this was made"),
+        Reproduce(command, facts(comparison)),
+        Download("summary.json", (json.dumps(comparison.to_dict(), indent=2) + "\n").encode(), "application/json"),
+    ]
+    recipe = comparison.recipe
+    names = ", ".join(comparison.names)
+    return Page(f"{recipe.task}, {recipe.size} recipe: {names}", verdict(comparison), parts)
+
+
+def verdict(comparison: Comparison) -> str:
+    """Which encoding has the best mean, whether its seeds and those of the next one lie apart, and what has no mean."""
+    lost = [name for name in comparison.names if comparison.of(name) and comparison.mean(name) is None]
+    said = _ranking(comparison)
+    return f"{said} Without a mean, as a run came to no number: {', '.join(lost)}." if lost else said
+
+
+def _ranking(comparison: Comparison) -> str:
+    metric = comparison.task.metric
+    sign = -1 if metric == "accuracy" else 1
+    means = {name: comparison.mean(name) for name in comparison.names}
+    ranked = sorted((sign * mean, name) for name, mean in means.items() if mean is not None)
+    if not ranked:
+        return "No encoding has a mean yet."
+    best = ranked[0][1]
+    seeds = len(comparison.of(best))
+    said = f"{best}: {figure_text(means[best], metric)}, mean of {seeds} {'seed' if seeds == 1 else 'seeds'}"
+    if len(ranked) == 1:
+        return f"{said}; there is no other to compare it with."
+    second = ranked[1][1]
+    said = f"The best mean has {said}; then {second} with {figure_text(means[second], metric)}"
+    if min(seeds, len(comparison.of(second))) < 2:
+        return f"{said}. One seed says little: others may turn this round."
+    worst = max(sign * r.value for r in comparison.of(best) if r.value is not None)
+    closest = min(sign * r.value for r in comparison.of(second) if r.value is not None)
+    if worst < closest:
+        return f"{said}, all of whose seeds are behind all of {best}'s."
+    return f"{said}, whose seeds overlap with {best}'s."
+
+
+def facts(comparison: Comparison) -> dict[str, str]:
+    """What else than the command decides the figures."""
+    recipe, model = comparison.recipe, comparison.recipe.model
+    fields = ", ".join(f"{name}={value!r}" for name, value in comparison.task.to_dict().items() if name != "name")
+    return {
+        "task": f"{recipe.task} ({fields})",
+        "model": f"{model.hidden} channels, {model.heads} heads ({model.key_heads} of keys), {model.layers} layers, "
+        f"MLP {model.mlp}, dropout {model.dropout}",
+        "schedule": recipe.described(),
+        "seeds": f"0 to {comparison.seeds - 1}" if comparison.seeds > 1 else "0",
+        "versions": ", ".join(f"{name} {version}" for name, version in versions().items()),
+        "machine": machine(),
+    }
+
+
+def _curves(comparison: Comparison) -> list[Part]:
+    path = comparison.out / "curves.png"
+    if not path.is_file():
+        return []
+    with one_line_errors(path, "read"):
+        content = path.read_bytes()
+    alt = f"The metric on validation data against steps, a line a seed, for {', '.join(comparison.names)}."
+    return [Section("Curves"), Picture(content, "png", alt)]

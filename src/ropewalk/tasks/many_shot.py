@@ -1,0 +1,171 @@
+"""Many-shot in-context learning: worked examples, as many as fit, then one problem to be answered.
+
+After DoPE (arXiv 2511.09146), which puts the problem itself, worked, at set depths among the examples, or leaves it
+out: what is measured is whether the model finds it again; without it, what the model makes of the examples.
+"""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from ropewalk.errors import ArgumentError
+from ropewalk.tasks.chat import Frame, frame_for
+from ropewalk.tasks.haystack import encode_item
+from ropewalk.tasks.prompts import NOWHERE, Prompt, Question, prompt_indices
+from ropewalk.tasks.questions import Problem, Problems
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+Depth = float | None
+PAPER_DEPTHS: tuple[Depth, ...] = (None, 0.0, 1 / 3, 2 / 3, 1.0)
+_LEFT_OUT = "none"
+_INSTRUCTION = "Below are problems, each with its answer and how to find it. Answer the last problem in the same form."
+_PROBLEM = "Problem: {key}"
+_ANSWER = "Answer:"
+# The answer comes first and its line ends with it, in the examples as in the reply, so that a model which follows
+# them answers at once, and 18 can be told from the start of 180.
+_EXAMPLE = _PROBLEM + "\n" + _ANSWER + " {answer}"
+
+
+@dataclass(frozen=True)
+class ManyShotTask:
+    """Worked examples, and one problem whose answer is asked for, at one length.
+
+    problems: where examples and problems asked come from. length: tokens of a whole prompt, answer included. depths:
+    where the problem asked stands among the examples, worked like them: 0 before all, 1 after all, None (or "none")
+    nowhere; a fraction may be a text such as "1/3". Prompt i asks problem number i // len(depths), in an order drawn
+    from the seed, at depth number i % len(depths). The prompts of one problem share their examples, in one order, so
+    only problems are independent draws.
+
+    A prompt has as many whole examples as fit, drawn from all problems but the one asked, and before them the end of
+    one more, cut so that the length is exact. Raises ArgumentError for values that can't be used.
+    """
+
+    problems: Problems
+    length: int
+    depths: tuple[Depth, ...] = PAPER_DEPTHS
+    seed: int = 0
+    use_chat_template: bool = True
+
+    def __post_init__(self) -> None:
+        if self.length < 1:
+            raise ArgumentError("length", self.length, "must be a positive number of tokens")
+        given: Any = self.depths
+        each = given if isinstance(given, (list, tuple)) else (given,)
+        object.__setattr__(self, "depths", tuple(_depth(one) for one in each))
+        if not self.depths or len({_spelled(depth) for depth in self.depths}) < len(self.depths):
+            raise ArgumentError("depths", given, "must be distinct, and at least one")
+
+    @property
+    def setting(self) -> str:
+        """What answers are filed under: this task has one variant."""
+        return "original"
+
+    def to_dict(self) -> dict[str, Any]:
+        """A JSON-ready dict of every field; of the problems their name, fingerprint and number."""
+        return {
+            "problems": self.problems.to_dict(),
+            "length": self.length,
+            "depths": list(self.depths),
+            "seed": self.seed,
+            "use_chat_template": self.use_chat_template,
+        }
+
+    def prompts(self, tokenizer: PreTrainedTokenizerBase, number: int, first: int = 0) -> list[Prompt]:
+        """Prompts first .. first + number - 1. Prompt i depends on (task, i, tokenizer) alone.
+
+        Raises ArgumentError when there are too few problems to ask or to fill the length, or when the length is too
+        short for the problem asked.
+        """
+        indices = prompt_indices(number, first)
+        around = _INSTRUCTION, _PROBLEM, _ANSWER, "{question}\n"
+        frame = frame_for(tokenizer, self.use_chat_template, *around, gap="")
+        return [self._prompt(tokenizer, frame, index) for index in indices]
+
+    def prompt_id(self, index: int) -> str:
+        """The name of prompt `index`: what all prompts of its problem have in common, then the depth."""
+        number, depth = divmod(index, len(self.depths))
+        return f"many_shot/{self.length}/{self.seed}/{number}/{_spelled(self.depths[depth])}"
+
+    def _prompt(self, tokenizer: PreTrainedTokenizerBase, frame: Frame, index: int) -> Prompt:
+        number, which = divmod(index, len(self.depths))
+        problem, depth = self._asked(number), self.depths[which]
+        ids, answer = frame.ask(tokenizer, problem.question, problem.answer, end="\n")
+        inserted = _example(tokenizer, problem)
+        room = self.length - len(frame.head) - len(ids) - len(answer) - (0 if depth is None else len(inserted))
+        front, examples = self._examples(tokenizer, problem, number, room)
+        haystack, span = [*frame.head, *front], (0, 0)
+        place = -1 if depth is None else int(depth * len(examples) + 0.5)
+        for count, example in enumerate([*examples, []]):
+            if count == place:
+                span = len(haystack), len(haystack) + len(inserted)
+                haystack += inserted
+            haystack += example
+        where = NOWHERE if depth is None else depth
+        question = Question(tuple(ids), tuple(answer), problem.place, problem.answer, where, span)
+        return Prompt(self.prompt_id(index), tuple(haystack), (question,))
+
+    def _examples(
+        self, tokenizer: PreTrainedTokenizerBase, asked: Problem, number: int, room: int
+    ) -> tuple[list[int], list[list[int]]]:
+        """(the end of an example, the whole examples after it), together `room` tokens."""
+        whole: list[list[int]] = []
+        left, shortest = room, 0
+        for problem in self._shuffled(f"many_shot/{self.seed}/{number}"):
+            if problem is asked:
+                continue
+            example = _example(tokenizer, problem)
+            if len(example) <= left:
+                whole.append(example)
+                left -= len(example)
+            elif whole:
+                return example[len(example) - left :], whole
+            else:  # too long for the whole room: perhaps others aren't
+                shortest = min(len(example), shortest or len(example))
+        if shortest and not whole:
+            remedy = f"too short for one example beside problem {asked.place}; use at least"
+            raise ArgumentError("length", self.length, f"{remedy} {self.length - left + shortest}")
+        if left:
+            remedy = f"fills {room - left:,} of {room:,} tokens; give more problems, or ask for a shorter length"
+            raise ArgumentError("questions", self.problems.name, remedy)
+        return [], whole
+
+    def _asked(self, number: int) -> Problem:
+        found = self.problems.problems
+        if number >= len(found):
+            most = len(found) * len(self.depths)
+            raise ArgumentError("questions", self.problems.name, f"has problems for {most:,} prompts; ask for fewer")
+        return self._shuffled(f"asked/{self.seed}")[number]
+
+    def _shuffled(self, seed: str) -> list[Problem]:
+        # Only random() gives the same numbers in every version of Python.
+        rng = random.Random(seed)
+        found = self.problems.problems
+        return [found[i] for _, i in sorted((rng.random(), i) for i in range(len(found)))]
+
+
+def _example(tokenizer: PreTrainedTokenizerBase, problem: Problem) -> list[int]:
+    said = _EXAMPLE.replace("{answer}", problem.answer, 1).replace("{key}", problem.question, 1)
+    if problem.solution:
+        return encode_item(tokenizer, f"{said}\nSolution: {problem.solution}", "\n\n")
+    return encode_item(tokenizer, said, "\n")  # one line break follows an answer, as where a solution does
+
+
+def _depth(given: Any) -> Depth:
+    if given is None or given == _LEFT_OUT:
+        return None
+    try:
+        above, _, below = str(given).partition("/")
+        depth = float(above) / float(below or 1)
+    except (ValueError, ZeroDivisionError):
+        depth = -1.0
+    if isinstance(given, bool) or not 0 <= depth <= 1:
+        raise ArgumentError("depths", given, f"must be numbers from 0 to 1, fractions such as '1/3', or {_LEFT_OUT}")
+    return depth
+
+
+def _spelled(depth: Depth) -> str:
+    return _LEFT_OUT if depth is None else f"{depth:g}"

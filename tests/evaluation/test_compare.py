@@ -1,0 +1,108 @@
+from __future__ import annotations
+
+import dataclasses
+import math
+import random
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ropewalk.errors import ArgumentError
+from ropewalk.evaluation.cells import Cell
+from ropewalk.evaluation.cluster_sums import difference_of, mean_of, share_of
+from ropewalk.evaluation.compare import compare
+from ropewalk.evaluation.grid import Condition
+from ropewalk.evaluation.score import Answer, Estimate, mean_interval, paired_difference, proportion_interval
+
+WHERE = Condition("m", "needle", 300)
+CLUSTERS = st.lists(st.lists(st.tuples(st.floats(0, 9), st.booleans()), min_size=1, max_size=4), min_size=2, max_size=6)
+
+
+def same(one: Estimate, other: Estimate) -> bool:
+    return all(
+        a == pytest.approx(b, rel=1e-9, abs=1e-9)
+        for a, b in zip(dataclasses.astuple(one), dataclasses.astuple(other), strict=True)
+    )
+
+
+@given(CLUSTERS)
+def test_sums_give_the_intervals_that_all_answers_give(clusters: list[list[tuple[float, bool]]]) -> None:
+    labels = [i for i, group in enumerate(clusters) for _ in group]
+    values = [value for group in clusters for value, _ in group]
+    rights = [right for group in clusters for _, right in group]
+    counts = np.array([float(len(group)) for group in clusters])
+    means = np.array([sum(v for v, _ in group) / len(group) for group in clusters])
+    right = np.array([float(sum(r for _, r in group)) for group in clusters])
+    assert same(mean_of(means, counts), mean_interval(values, labels))
+    assert same(share_of(right, counts), proportion_interval(rights, labels))
+
+
+def test_sums_give_the_differences_that_all_answers_give() -> None:
+    rng = random.Random(3)
+
+    def run(shift: float) -> list[Answer]:
+        return [Answer(f"p{p}", "", 0.5, f"{q}", "1", shift + rng.random(), True, "") for p in range(4) for q in "ab"]
+
+    ours, theirs = run(0.0), run(0.5)
+    wanted = paired_difference(ours, theirs)
+
+    def means(answers: list[Answer]) -> np.ndarray:  # type: ignore[type-arg]
+        return np.array([sum(a.nll for a in answers[i : i + 2]) / 2 for i in range(0, 8, 2)])
+
+    found, p = difference_of(means(ours), means(theirs), np.full(4, 2.0))
+    assert same(found, wanted.difference) and p == pytest.approx(wanted.p_t, rel=1e-9)
+
+
+def test_one_prompt_has_no_interval_and_no_p() -> None:
+    one = np.array([1.0])
+    assert math.isinf(mean_of(one, one).high) and not mean_of(one, one).is_clustered
+    assert difference_of(one, np.array([2.0]), one)[1] == 1.0
+    assert share_of(one, np.array([2.0])).mean == 0.5
+    assert difference_of(np.ones(3), np.ones(3), np.ones(3))[1] == 1.0
+    assert difference_of(np.zeros(3), np.ones(3), np.ones(3))[1] == 0.0
+
+
+def cell(plan: str, prompt: int, nll: float, right: int | None = 1, task: str = "t") -> Cell:
+    return Cell(f"{plan}{task}{prompt}", "m", plan, task, prompt, 2, right, nll, 1.0, 0, 0)
+
+
+def test_rows_are_paired_on_shared_prompts_and_corrected_for_their_number() -> None:
+    rng = random.Random(0)
+    found = {
+        name: [cell(name, 1000 + i, 1.0 + shift + 0.05 * rng.random(), task=f"t{i % 2}") for i in range(number)]
+        for name, shift, number in (("plain", 0.0, 6), ("good", -0.5, 6), ("short", 0.0, 3), ("none", 0.0, 0))
+    }
+    comparison = compare(WHERE, found, ["plain", "good", "absent"])
+    assert [row.plan for row in comparison.rows] == ["plain", "good", "short"]
+    assert comparison.baselines == ("plain", "good")
+    plain, good, short = comparison.rows
+    assert set(plain.against) == {"good"} and set(good.against) == {"plain"} and set(short.against) == set(found) - {
+        "short", "none"
+    }  # fmt: skip
+    assert good.against["plain"].is_better and not good.against["plain"].is_worse and plain.against["good"].is_worse
+    assert short.against["plain"].difference.n == 6 and short.prompts == 3 and good.prompts == 6
+    # Two plans are compared with plain: the smaller p counts twice, the larger is at least that.
+    assert good.against["plain"].adjusted == pytest.approx(2 * good.against["plain"].p)
+    assert short.against["plain"].adjusted >= short.against["plain"].p
+    assert plain.right is not None and plain.right.mean == 0.5 and plain.right.n == 12
+    assert comparison.row("good") == good and comparison.row("x") is None
+    assert comparison.to_dict()["plans"][1]["against"]["plain"]["adjusted"] == good.against["plain"].adjusted
+
+
+def test_pairs_are_of_the_same_seed_and_prompt_whatever_the_order() -> None:
+    plain = [cell("plain", 1000 + i, float(i + j), task=f"t{j}") for i in range(3) for j in range(2)]
+    other = [cell("other", c.prompt, c.nll - 1, task=c.task) for c in reversed(plain[2:])]
+    found = compare(WHERE, {"plain": plain, "other": other}, ["plain"]).rows[1].against["plain"]
+    assert found.difference.mean == -1.0 and found.difference.standard_error == 0.0
+    assert found.difference.clusters == 4
+
+
+def test_nothing_is_asked_so_nothing_is_right() -> None:
+    assert compare(WHERE, {"plain": [cell("plain", 1000, 1.0, None)]}, []).rows[0].right is None
+
+
+def test_what_chose_must_not_judge() -> None:
+    with pytest.raises(ArgumentError, match="for choosing"):
+        compare(WHERE, {"plain": [cell("plain", 1000, 1.0), cell("plain", 3, 1.0)]}, [])

@@ -1,0 +1,178 @@
+from __future__ import annotations
+
+import dataclasses
+import io
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from matplotlib import colormaps
+from tests.evaluation.tiny_models import tiny
+from tests.hf import contents
+from tests.reference.inspection import spearman
+from torch import Tensor
+
+from ropewalk.analysis.inspect import inspect
+from ropewalk.analysis.inspection import Inspection
+from ropewalk.encodings.pope import PoPE
+from ropewalk.encodings.rope import RoPE
+from ropewalk.frequencies import NTK
+from ropewalk.hf import install
+from ropewalk.hf.plan import Plan
+from ropewalk.report import head_figures
+from ropewalk.report.inspect import (
+    AGREEMENT_HEADER,
+    SINK,
+    TOP_HEADER,
+    agreement_rows,
+    facts,
+    named_scores,
+    to_json,
+    token_at,
+    top_heads,
+    top_rows,
+    verdict,
+)
+from ropewalk.report.inspect_page import inspect_page, write_inspection
+
+IDS = torch.arange(110) * 37 % 590 + 3
+HOSTILE = "</script><script>alert(1)</script>"
+
+
+@pytest.fixture(scope="module")
+def found() -> Inspection:
+    model = tiny("Llama")
+    seen = inspect(model, IDS, (10, 15), Plan.of(model, RoPE(16, rule=NTK(3.0)), 512))
+    return dataclasses.replace(seen, about={**seen.about, "token_texts": {"0": "<s>", "7": HOSTILE}})
+
+
+@pytest.fixture(scope="module")
+def polar() -> Inspection:
+    model = tiny("Llama")
+    install(model, PoPE(16, 2))
+    contents.learn(model)
+    return inspect(model, IDS)
+
+
+def with_sinks(found: Inspection, largest: Tensor, at: Tensor, **about: Any) -> Inspection:
+    tensors = dict(found.tensors) | {"sinks.largest": largest, "sinks.largest_at": at}
+    tensors.pop("needle.after")
+    return Inspection(tensors, {**found.about, **about})
+
+
+def test_the_verdict_counts_sinks_and_names_the_strongest(found: Inspection) -> None:
+    largest, at = torch.full((4, 4), 0.1), torch.full((4, 4), 7)
+    largest[1, 2], largest[2, :2] = 0.5, SINK
+    at[2, 1] = at[0, 0] = 0
+    said = verdict(with_sinks(found, largest, at))
+    assert said.startswith("3 of 16 heads are attention sinks") and "1 of them to the first" in said
+    assert f"layer 1 head 2, gives 50.0% to token 7 {json.dumps(HOSTILE)}" in said
+    assert "46 queries past place 64" in said and "With the plan" not in said
+    said = verdict(with_sinks(found, largest.clamp(max=0.2), at))
+    assert said.startswith("None of 16 heads is an attention sink") and "20.0%" in said
+
+
+@pytest.mark.parametrize(("sign", "words"), [(1, "goes with"), (-1, "goes with"), (0, "hardly tells")])
+def test_the_verdict_says_whether_the_scores_tell(found: Inspection, sign: int, words: str) -> None:
+    keys = found.score("spectral_norm").float()
+    shuffled = torch.tensor([0.1, 0.2, 0.3, 0.4]).repeat(4, 1)  # a key's readers have every rank
+    said = verdict(with_sinks(found, sign * keys if sign else shuffled, found["sinks.largest_at"]))
+    assert f"The spectral norm of keys, DoPE's score, {words}" in said
+    if sign:
+        assert f"rank correlation {sign:+.2f}" in said
+    same = dict(found.tensors) | {"shares.post_ntk.key": torch.full((4, 2, 16), 1 / 16)}
+    assert "is the same for all heads" in verdict(Inspection(same, found.about))
+
+
+def test_the_verdict_says_what_a_plan_does_to_the_needle(found: Inspection) -> None:
+    before, after = torch.full((4, 4), 0.25), torch.full((4, 4), 0.5)
+    after[3, 1] = 0.9
+    said = verdict(Inspection(dict(found.tensors) | {"needle.before": before, "needle.after": after}, found.about))
+    assert "give the needle 52.5% of their attention instead of 25.0%" in said
+    assert "layer 3 head 1 changes most, from 25.0% to 90.0%" in said
+
+
+def test_the_top_rows_are_the_largest_sinks_in_order(found: Inspection) -> None:
+    largest = found["sinks.largest"]
+    rows = top_rows(found)
+    assert len(rows) == 10 and all(len(row) == len(TOP_HEADER) for row in rows)
+    order = [float(largest[row, head]) for row, head in top_heads(found)]
+    assert order == sorted(order, reverse=True) and order[0] == float(largest.max())
+    row, head = top_heads(found)[0]
+    place = int(found["sinks.largest_at"][row, head])
+    assert rows[0][:3] == (f"{row}.{head}", f"{float(largest.max()):.1%}", token_at(found, place))
+    assert rows[0][6] == f"{float(found.score('spectral_norm')[row, head]):.3f}"
+
+
+def test_agreement_is_spearmans_of_every_score(found: Inspection, polar: Inspection) -> None:
+    rows = agreement_rows(found)
+    assert [row[0] for row in rows] == [label for label, _, _ in named_scores(found)] and len(rows) == 9
+    sinks = found["sinks.largest"].flatten().tolist()
+    for (_, name, r), row in zip(named_scores(found), rows, strict=True):
+        assert len(row) == len(AGREEMENT_HEADER)
+        for cell, (side, stage) in zip(
+            row[1:], [(side, stage) for stage in ("post_ntk", "pre_ntk") for side in ("query", "key")], strict=True
+        ):
+            expected = spearman(found.score(name, r, side, stage).flatten().tolist(), sinks)
+            assert float(cell) == pytest.approx(expected, abs=0.0051)
+    assert all(row[3:] == ("–", "–") for row in agreement_rows(polar))
+
+
+def test_the_json_has_every_head_and_how_it_was_measured(found: Inspection) -> None:
+    read = json.loads(to_json(found))
+    assert (read["format"], read["format_version"]) == ("ropewalk.inspection", 1)
+    assert read["model"]["fingerprint"] == found.about["model"]["fingerprint"]
+    heads = {(head["layer"], head["head"]): head for head in read["heads"]}
+    assert len(heads) == 16
+    head = heads[2, 3]
+    assert head["largest"] == pytest.approx(float(found["sinks.largest"][2, 3]), rel=1e-5)
+    assert head["largest_at"] == int(found["sinks.largest_at"][2, 3])
+    assert head["needle_after"] == pytest.approx(float(found["needle.after"][2, 3]), rel=1e-5)
+    for name, r, side in (("matrix_entropy", None, "key"), ("truncated_entropy", 8, "query")):
+        value = float(found.score(name, r, side)[2, 3])
+        assert head[f"{name}{'' if r is None else f'_{r}'}_{side}"] == pytest.approx(value, rel=1e-5)
+
+
+def test_record_pictures_and_page_are_written(polar: Inspection, tmp_path: Path) -> None:
+    write_inspection(polar, "ropewalk inspect <model>", tmp_path)
+    pictures = {"usage", "sinks", "scores", "low_rank", "cone", "delta"}  # and no needle
+    for suffix in ("png", "svg"):
+        assert {path.stem for path in tmp_path.glob(f"*.{suffix}")} == pictures
+    assert Inspection.load(tmp_path / "inspect.safetensors").tensors.keys() == polar.tensors.keys()
+    page = (tmp_path / "report.html").read_text()
+    assert page.count("data:image/svg+xml") == len(pictures) - 2  # the head map shows sinks and scores
+    assert "ropewalk inspect &lt;model&gt;" in page
+    assert json.loads((tmp_path / "inspect.json").read_text())["heads"]
+
+
+def test_a_tokens_text_stays_text(found: Inspection) -> None:
+    largest = torch.full((4, 4), 0.5)
+    seen = with_sinks(found, largest, torch.full((4, 4), 7))
+    html = inspect_page(seen, "ropewalk inspect", {}).html()
+    assert "alert(1)" in html and "<script>alert" not in html and HOSTILE not in html
+
+
+def test_facts_say_what_decides_the_figures(found: Inspection) -> None:
+    said = facts(found)
+    assert found.about["model"]["fingerprint"][:16] in said["model"]
+    assert "46 queries" in said["sinks"] and "110" in said["tokens"] and said["needle"] == "tokens 10 to 14"
+    assert set(said) == {"model", "tokens", "sinks", "needle"}  # no more than the record has
+
+
+def test_a_map_without_values_to_tell_apart_and_bands_outside_cones_are_drawn(found: Inspection) -> None:
+    flat = {name: torch.zeros_like(found[name]) for name in found.tensors if name.startswith(("sinks", "needle"))}
+    none = {name: torch.full_like(found[name], 3.0) for name in ("cone.gamma.query", "cone.gamma.key")}
+    none |= {name: torch.zeros_like(found[name]) for name in ("cone.bound.query", "cone.bound.key")}
+    seen = Inspection(dict(found.tensors) | flat | none, found.about)
+    for draw in (head_figures.sinks, head_figures.cone, head_figures.needle):
+        draw(seen).savefig(io.BytesIO(), dpi=30)
+
+
+def test_the_colours_of_maps_go_from_dark_to_bright() -> None:
+    (name,) = re.findall(r"[a-z]+", head_figures._MAP)
+    colours = colormaps[name](torch.linspace(0, 1, 50).numpy())[:, :3]
+    luminance = colours @ [0.2126, 0.7152, 0.0722]
+    assert (luminance[1:] > luminance[:-1]).all()

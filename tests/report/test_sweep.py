@@ -1,0 +1,124 @@
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ropewalk.encodings.rope import RoPE
+from ropewalk.evaluation.candidates import Candidate
+from ropewalk.evaluation.cells import Cell, Cells
+from ropewalk.evaluation.compare import compare
+from ropewalk.evaluation.content import cell_key
+from ropewalk.evaluation.grid import Condition
+from ropewalk.evaluation.score import Answer
+from ropewalk.evaluation.search import Pick
+from ropewalk.evaluation.sweep_config import build_config
+from ropewalk.evaluation.sweep_run import Outcome
+from ropewalk.report.sweep import header, markdown, rows, title, to_dict, verdict, write_report
+
+CONFIG = build_config({"models": "m<script>", "plans": ["plain", "yarn"], "tasks": "needle", "lengths": [300, 400]})
+PLANS = {"plain": 1.0, "yarn": 0.5, "a|b <script>alert(1)</script>": 1.5}
+SAID = "</script><script>alert(1)</script>"
+
+
+def made(folder: Path, prompts: int = 6, asks: bool = True) -> tuple[Outcome, Cells]:
+    """Two lengths of three plans, yarn the best, each prompt with questions at depths 0, 1 and nowhere."""
+    outcome = Outcome(CONFIG, models=[{"name": "m<script>", "fingerprint": "f" * 64}], texts={"kjv": "e" * 64})
+    with Cells(folder) as cells:
+        for length in (300, 400):
+            condition = Condition("m<script>", "needle", length)
+            found: dict[str, list[Cell]] = {}
+            for plan, nll in PLANS.items():
+                of = "m", plan, str(length)
+                for prompt in range(1000, 1000 + prompts):
+                    answers = [
+                        Answer(f"p{prompt}", "noisy", d, f"k{d}", "1", nll + 0.01 * (prompt % 5), plan == "yarn", SAID)
+                        for d in (0.0, 1.0, -1.0)
+                    ]
+                    key = cell_key(*of, prompt)
+                    cell = cells.put(key, of, prompt, answers if asks else [], 1.0, nll=None if asks else nll)
+                    found.setdefault(plan, []).append(cell)
+            outcome.cells["m<script>", "needle", length] = found
+            outcome.comparisons.append(compare(condition, found, ["plain", "yarn"]))
+            tried = (("yarn", 0.4), ("ntk", 0.6))
+            outcome.picks.append(Pick("m<script>", length, "yarn", (Candidate("best", RoPE(16)),), tried, 1))
+    return outcome, cells
+
+
+def test_the_table_has_figures_with_intervals_and_differences(tmp_path: Path) -> None:
+    outcome, _ = made(tmp_path)
+    comparison = outcome.comparisons[0]
+    assert title(comparison) == "m<script>: needle, 300 tokens, 6 prompts"
+    assert header(comparison) == ("plan", "answers right", "NLL, nats a token", "against plain", "against yarn")
+    plain, yarn, worse = rows(comparison)
+    assert plain[3] == "" and plain[4].startswith("+0.500 [0.500, 0.500]") and plain[4].endswith(" worse")
+    assert yarn[1] == "18 of 18 [0.82, 1.00]" and yarn[2].startswith("0.517 [0.") and yarn[4] == ""
+    assert yarn[3].startswith("-0.500") and yarn[3].endswith("better") and "p 0" in yarn[3]
+    assert worse[1].startswith("0 of 18 [0.00")
+    assert verdict(outcome) == (
+        "3 plans under 2 conditions; beyond chance, corrected for their number: of 4 comparisons with plain 2 are "
+        "better and 2 worse; of 4 comparisons with the best rule 0 are better and 4 worse."
+    )
+
+
+def test_one_prompt_has_no_interval_and_nothing_asked_no_share(tmp_path: Path) -> None:
+    outcome, _ = made(tmp_path / "one", prompts=1, asks=False)
+    plain, yarn, _ = rows(outcome.comparisons[0])
+    assert plain[1] == "–" and plain[2] == "1.000 [one prompt: no interval]"
+    assert yarn[3] == "-0.500 [one prompt: no interval]"
+    assert title(outcome.comparisons[0]).endswith("1 prompt")
+
+
+def test_the_summary_says_all_of_it(tmp_path: Path) -> None:
+    outcome, cells = made(tmp_path / "cells")
+    write_report(outcome, cells, "ropewalk sweep c.yaml", tmp_path)
+    page, text = (tmp_path / "summary.md").read_text(), (tmp_path / "summary.json").read_text()
+    assert page == markdown(outcome, "ropewalk sweep c.yaml")
+    assert "## m<script>: needle, 400 tokens" in page and "a\\|b <script>" in page and "| ntk | 0.600 |" in page
+    assert "best rule yarn; best plan best." in page and "fingerprint of m<script>: ffffffffffffffff" in page
+    found = json.loads(text)
+    assert found == json.loads(json.dumps(to_dict(outcome, "ropewalk sweep c.yaml")))
+    assert found["comparisons"][1]["length"] == 400 and found["comparisons"][0]["plans"][1]["against"].keys() == {
+        "plain"
+    }
+    assert found["picks"][0]["tried"][0] == {"plan": "yarn", "nll": 0.4} and "kjv" in text
+
+
+def test_an_interval_without_an_end_is_null_in_json(tmp_path: Path) -> None:
+    outcome, _ = made(tmp_path, prompts=1)
+    (row, *_) = to_dict(outcome, "")["comparisons"][0]["plans"]
+    assert row["nll"]["low"] is None
+    json.dumps(to_dict(outcome, ""), allow_nan=False)
+
+
+def test_no_text_becomes_markup_in_the_page(tmp_path: Path) -> None:
+    outcome, cells = made(tmp_path / "cells")
+    write_report(outcome, cells, f"ropewalk sweep {SAID}", tmp_path)
+    page = (tmp_path / "report.html").read_text()
+    assert "<script>alert" not in page and "m<script>" not in page and "&lt;script&gt;alert(1)" in page
+
+
+def test_the_page_has_a_map_of_lengths_and_depths_for_each_plan(tmp_path: Path) -> None:
+    outcome, cells = made(tmp_path / "cells")
+    write_report(outcome, cells, "x", tmp_path)
+    page = (tmp_path / "report.html").read_text()
+    assert "By depth and length" in page and "nowhere" in page and "share of right answers" in page
+    silent, cells = made(tmp_path / "silent", asks=False)
+    write_report(silent, cells, "x", tmp_path)
+    assert "By depth and length" not in (tmp_path / "report.html").read_text()
+
+
+def test_of_many_plans_the_maps_of_the_best_are_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from ropewalk.report import sweep as module
+
+    outcome, _ = made(tmp_path)
+    here: list[Any] = outcome.comparisons
+    assert module._shown(here) == list(PLANS)
+    monkeypatch.setattr(module, "MOST_MAPS", 2)
+    assert module._shown(here) == ["plain", "yarn"]
+    monkeypatch.setattr(module, "MOST_MAPS", 1)
+    lone = [dataclasses.replace(comparison, baselines=()) for comparison in here]
+    assert module._shown(lone) == ["yarn"]

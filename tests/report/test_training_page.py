@@ -1,0 +1,81 @@
+from __future__ import annotations
+
+import base64
+import json
+from pathlib import Path
+
+import pytest
+from tests.report.pages import parsed
+from tests.training.tiny import Echo, recipe
+
+from ropewalk.report.training import draw_curves
+from ropewalk.report.training_page import training_page, verdict, write_page
+from ropewalk.training.compare import Comparison
+from ropewalk.training.run import Result
+
+
+class Nats(Echo):
+    metric = "nll"
+
+
+def comparison(out: Path, task: Echo | None = None, seeds: int = 2, **values: list[float | None]) -> Comparison:
+    """Encodings by name, each with the values of its seeds."""
+    results = tuple(
+        Result(name, seed, "accuracy", value, {}, 10, 1234, 0, 60.0, 0.012, None)
+        for name, found in values.items()
+        for seed, value in enumerate(found)
+    )
+    return Comparison(recipe(), task or Echo(), tuple(values), seeds, out, results)
+
+
+def test_every_seed_is_in_the_table(tmp_path: Path) -> None:
+    made = comparison(tmp_path, rope=[0.5, 0.25], pope=[0.9, None])
+    root = parsed(training_page(made, "ropewalk train --task tiny-echo").html())
+    rows = [[c.text for c in row.children] for row in root.all("table")[0].all("tr")]
+    assert rows[0][:4] == ["encoding", "seed 0", "seed 1", "mean"]
+    assert [row[:4] for row in rows[1:]] == [
+        ["rope", "50.0%", "25.0%", "37.5%"],
+        ["pope", "90.0%", "not a number", "not a number"],
+    ]
+    assert root.all("h1")[0].text == "tiny-echo, small recipe: rope, pope"
+    assert root.all("pre")[0].text == "ropewalk train --task tiny-echo"
+    facts = root.all("dl")[0].text
+    assert "rows=48" in facts and "16 channels" in facts and "torch" in facts and "0 to 1" in facts
+    assert root.all("img") == []  # no curves were drawn
+
+
+@pytest.mark.parametrize(
+    ("task", "values", "said"),
+    [
+        (
+            Echo(),
+            {"rope": [0.5, 0.4], "pope": [0.9, 0.8]},
+            "pope: 85.0%, mean of 2 seeds; then rope with 45.0%, all of ",
+        ),
+        (Echo(), {"rope": [0.5, 0.85], "pope": [0.9, 0.8]}, "then rope with 67.5%, whose seeds overlap with pope's."),
+        (Nats(), {"rope": [2.0, 2.1], "pope": [1.9, 1.8]}, "pope: 1.8500, mean of 2 seeds; then rope with 2.0500, all"),
+        (Nats(), {"rope": [2.0], "pope": [1.9]}, "One seed says little"),
+        (
+            Nats(),
+            {"rope": [2.0, 1.0], "pope": [1.9, None]},
+            "there is no other to compare it with. Without a mean, as a run came to no number: pope.",
+        ),
+        (Nats(), {"rope": []}, "No encoding has a mean yet."),
+    ],
+)
+def test_the_verdict(task: Echo, values: dict[str, list[float | None]], said: str, tmp_path: Path) -> None:
+    assert said in verdict(comparison(tmp_path, task, **values))
+
+
+def test_the_file_holds_the_curves_and_the_results(tmp_path: Path) -> None:
+    made = comparison(tmp_path, rope=[0.5, 0.25])
+    draw_curves(made, tmp_path / "curves.png")
+    write_page(made, "ropewalk train", tmp_path / "report.html")
+    root = parsed((tmp_path / "report.html").read_text())
+    (image,) = root.all("img")
+    content = base64.b64decode((image.attributes["src"] or "").removeprefix("data:image/png;base64,"))
+    assert content == (tmp_path / "curves.png").read_bytes()
+    assert "rope" in (image.attributes["alt"] or "")
+    (link,) = [a for a in root.all("a") if "download" in a.attributes]
+    found = json.loads(base64.b64decode((link.attributes["href"] or "").partition(",")[2]))
+    assert [r["value"] for r in found["results"]] == [0.5, 0.25]
