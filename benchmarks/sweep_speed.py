@@ -34,6 +34,20 @@ from ropewalk.tasks.needle import NeedleTask
 SCORES = (("truncated_entropy", 32, "key"), ("truncated_effective_rank", 16, "query"))
 
 
+class Clock:
+    """Adds up what its with blocks take, on the wall and on the processor."""
+
+    def __init__(self) -> None:
+        self.seconds = self.cpu_seconds = 0.0
+
+    def __enter__(self) -> None:
+        self._began = time.perf_counter(), time.process_time()
+
+    def __exit__(self, *_: object) -> None:
+        self.seconds += time.perf_counter() - self._began[0]
+        self.cpu_seconds += time.process_time() - self._began[1]
+
+
 def plans(model: Any, statistics: Statistics, original_length: int) -> list[Encoding]:
     """The plans of the sweep, each once."""
     base = plain_candidate(rotation_to_stretch(model, original_length)[0])
@@ -69,30 +83,28 @@ def main() -> None:
     (prompt,) = task.prompts(tokenizer, 1)
     reader = Reader(model, tokenizer)
     shared = SharedReading(model, prompt.haystack_ids, encodings)
-    together = apart = 0.0
+    together, apart = Clock(), Clock()
     for number, index in enumerate(shared.order):
-        began = time.perf_counter()
-        with installed(model, encodings[index]):
+        with together, installed(model, encodings[index]):
             cache = shared.read(index)
             with shared.asking():
                 ours = reader.questions(prompt, task.setting, cache)
         del cache
-        together += time.perf_counter() - began
-        began = time.perf_counter()
-        with installed(model, encodings[index]):
+        with apart, installed(model, encodings[index]):
             theirs = reader.answers(prompt, task.setting)
-        apart += time.perf_counter() - began
         assert ours == theirs, f"plan {index} answers otherwise alone"
-        print(f"{number + 1} plans: {together:.1f} s together, {apart:.1f} s apart, {together / apart:.3f}", flush=True)
+        so_far = f"{together.seconds:.1f} s together, {apart.seconds:.1f} s apart"
+        print(f"{number + 1} plans: {so_far}, {together.seconds / apart.seconds:.3f}", flush=True)
     layers = len(encodings) * statistics.layers[-1] + len(encodings)
     record = {
         "model": options.model,
         "length": options.length,
         "questions": options.questions,
         "plans": len(encodings),
-        "seconds_together": round(together, 2),
-        "seconds_apart": round(apart, 2),
-        "ratio": round(together / apart, 4),
+        "seconds_together": round(together.seconds, 2),
+        "seconds_apart": round(apart.seconds, 2),
+        "ratio": round(together.seconds / apart.seconds, 4),
+        "cpu_ratio": round(together.cpu_seconds / apart.cpu_seconds, 4),
         "layer_ratio": round(shared.layer_passes / layers, 4),
         "threads": torch.get_num_threads(),
         "versions": versions(),

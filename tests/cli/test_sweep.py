@@ -82,7 +82,7 @@ def test_two_processes_measure_each_cell_once(folder: Path, tmp_path: Path) -> N
     file = config(folder, tmp_path, plans=["plain", DOPE], prompts=8)
     assert main(["sweep", file, "--out", str(out), "--workers", "2"]) == OK
     cells = Cells(out)
-    assert len(cells.cells) == 16 and cells.duplicates == 0
+    assert len(cells.cells) == 24 and cells.duplicates == 0
     assert os.environ.get("OMP_NUM_THREADS") == threads
 
 

@@ -89,7 +89,8 @@ def test_the_picture_has_a_line_a_seed_and_a_name_an_encoding(tmp_path: Path, mo
 
 
 def test_a_report_can_be_written_before_any_run_is_finished(tmp_path: Path) -> None:
-    empty = Comparison(Recipe(task="tiny", size="paper", model=SIZE, steps=10, batch=4, learning_rate=1e-3), Echo(), ("rope",), 1, tmp_path)
+    recipe = Recipe(task="tiny", size="paper", model=SIZE, steps=10, batch=4, learning_rate=1e-3)
+    empty = Comparison(recipe, Echo(), ("rope",), 1, tmp_path)
     write_report(empty, "ropewalk train")
     assert {p.name for p in tmp_path.iterdir()} == {"summary.md", "summary.json", "curves.png"}
     write_report(with_curves(comparison(tmp_path)), "ropewalk train")

@@ -40,7 +40,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     folder = tmp_path_factory.mktemp("recalibrate")
     with pytest.MonkeyPatch.context() as patched:
         patched.setenv("ROPEWALK_CACHE", str(folder / "cache"))
-        text_model(folder / "plain", text_file(folder))
+        text_model(folder / "plain", text_file(folder), size=dataclasses.replace(SIZE, tied=True))
         yield folder
 
 
@@ -201,7 +201,7 @@ def test_what_cant_be_recalibrated_is_refused_and_nothing_is_written(
 
 
 def test_a_text_with_tokens_that_the_model_lacks_is_refused(place: Path, tmp_path: Path) -> None:
-    text_model(tmp_path / "small", place / "text.txt", size=SIZE)
+    text_model(tmp_path / "small", place / "text.txt")
     tokenizer = (tmp_path / "small" / "tokenizer.json").read_text()
     (tmp_path / "small" / "tokenizer.json").write_text(tokenizer.replace('"e": 7', '"e": 99'))
     with pytest.raises(ArgumentError, match="input_ids=99"):

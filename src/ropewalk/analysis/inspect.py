@@ -82,10 +82,15 @@ def inspect(
     before, found = _NeedleRows(needle), _Layers(counted, first_tokens)
     read(found.hear, before.hear)
     tensors = found.stacked(type(model).__name__) | {"tokens": ids[0].cpu()}
-    for name, rows in (("needle.before", before), ("needle.after", after)):
-        if rows.found:
-            tensors[name] = torch.stack([rows.found[index] for index in sorted(found.by_layer)])
-    about = {
+    tensors |= before.stacked("needle.before") | after.stacked("needle.after")
+    choices = {"first_tokens": first_tokens, "queries": len(counted), "needle": needle and list(needle)}
+    about = _about(model, ids, found) | choices | {"plan": None if plan is None else plan.encoding.to_dict()}
+    return Inspection(tensors, about)
+
+
+def _about(model: nn.Module, ids: Tensor, found: _Layers) -> dict[str, Any]:
+    """What was read, by which model, JSON-ready."""
+    return {
         "layers": sorted(found.by_layer),
         "windows": [found.windows[index] for index in sorted(found.by_layer)],
         "model": describe(model),
@@ -94,12 +99,7 @@ def inspect(
         "text_fingerprint": hashlib.sha256(ids.cpu().numpy().tobytes()).hexdigest(),
         "first_query": sinks.FIRST_QUERY,
         "recent": sinks.RECENT,
-        "first_tokens": first_tokens,
-        "queries": len(counted),
-        "needle": None if needle is None else list(needle),
-        "plan": None if plan is None else plan.encoding.to_dict(),
     }
-    return Inspection(tensors, about)
 
 
 class _NeedleRows:
@@ -113,6 +113,10 @@ class _NeedleRows:
         if self._span is not None:
             row = heard.rows.row(heard.rows.num_tokens - 1)
             self.found[heard.index] = row[:, slice(*self._span)].sum(-1)
+
+    def stacked(self, name: str) -> dict[str, Tensor]:
+        """(layers, heads) under a name; nothing when nothing was heard."""
+        return {name: torch.stack([self.found[index] for index in sorted(self.found)])} if self.found else {}
 
 
 class _Layers:

@@ -27,7 +27,10 @@ class Scores(Protocol):
     device: torch.device
 
     def of(self, group: int, queries: Tensor, begin: int, end: int) -> Tensor:
-        """(heads of the group, n, end - begin) float32 for queries at places (n,) and keys begin..end-1."""
+        """(heads of the group, n, end - begin) float32 for queries at places (n,) and keys begin..end-1.
+
+        The next call may use the same memory.
+        """
         ...
 
 
@@ -50,12 +53,17 @@ class Products:
             readers.setdefault(key, []).append(head)
         self._keys = tuple(readers)
         self.groups, self.device = tuple(map(tuple, readers.values())), q.device
+        self._room = q.new_empty(0, dtype=dtype)
 
     def of(self, group: int, queries: Tensor, begin: int, end: int) -> Tensor:
         key, heads = self._keys[group], torch.tensor(self.groups[group])
         rows = self._q[heads[:, None], queries].to(self._k.dtype) * self._scale
-        products: Tensor = rows.flatten(0, 1) @ self._k[key, begin:end].T
-        scores = products.view(*rows.shape[:2], end - begin)
+        number = rows.shape[0] * rows.shape[1] * (end - begin)
+        if self._room.numel() < number:
+            self._room = rows.new_empty(number)
+        # In the same memory each time: fresh pages would take as long as the products.
+        scores = self._room[:number].view(*rows.shape[:2], end - begin)
+        torch.mm(rows.flatten(0, 1), self._k[key, begin:end].T, out=scores.flatten(0, 1))
         return scores if self._cap is None else scores.div_(self._cap).tanh_().mul_(self._cap)
 
 
@@ -68,7 +76,7 @@ class Biased(Products):
 
     def of(self, group: int, queries: Tensor, begin: int, end: int) -> Tensor:
         bias = self._module.bias(self._positions[queries], self._positions[begin:end])
-        return super().of(group, queries, begin, end) + bias[list(self.groups[group])]
+        return super().of(group, queries, begin, end).add_(bias[list(self.groups[group])])
 
 
 class Given:
@@ -116,7 +124,7 @@ class AttentionRows:
     def weights(self, group: int, queries: Tensor) -> tuple[int, Tensor]:
         """(first token, weights (heads of the group, n, m)) of ascending queries (n,) to m tokens from that one on.
 
-        The others get nothing. float32; a query that sees no token gets zeros.
+        The others get nothing. float32; a query that sees no token gets zeros. The next call may use the same memory.
         """
         heads = list(self.scores.groups[group])
         part = None if self.mask is None else self._mask_part(self.mask, heads, queries)

@@ -26,14 +26,10 @@ def recalibrate_model(
     ],
     steps: Annotated[int, typer.Option(help="Optimizer steps.")],
     length: Annotated[int, typer.Option(help="Tokens of each sequence.")],
-    text: Annotated[
-        str, typer.Option(help="Text to train on: a file, hf:NAME[:CONFIG][:SPLIT][#COLUMN], or kjv.")
-    ] = "kjv",
+    text: Annotated[str, typer.Option(help="A file, hf:NAME[:CONFIG][:SPLIT][#COLUMN], or kjv.")] = "kjv",
     factor: Annotated[float, typer.Option(help="Of a length rule; 0: LENGTH over the training length.")] = 0.0,
     batch: Annotated[int, typer.Option(help="Sequences a step.")] = 8,
-    learning_rate: Annotated[
-        float, typer.Option(help="The peak; 0: 6e-5 for own and length rules, 3e-4 for others.")
-    ] = 0.0,
+    learning_rate: Annotated[float, typer.Option(help="Peak; 0: 6e-5 for own and length rules, else 3e-4.")] = 0.0,
     warmup: Annotated[float, typer.Option(help="Steps of warm-up, or below 1 their fraction.")] = 0.05,
     seed: Annotated[int, typer.Option(help="Seed of the data's order and of what the encoding draws.")] = 0,
     characters: Annotated[int, typer.Option(help="How many are read of the text at most.")] = 20_000_000,

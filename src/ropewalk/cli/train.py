@@ -25,9 +25,9 @@ def train_models(
     encoding: Annotated[str, typer.Option(help="Encodings by name, with commas.")] = "rope,pope",
     size: Annotated[str, typer.Option(help="The recipe: small, or paper for the paper's own sizes.")] = "small",
     seeds: Annotated[int, typer.Option(help="Runs of each encoding.")] = 3,
-    out: Annotated[Path, typer.Option(help="Folder for runs, summary.md, summary.json, curves.png.")] = Path(
-        "train-out"
-    ),
+    out: Annotated[
+        Path, typer.Option(help="Folder for runs, summary.md, summary.json, curves.png, report.html.")
+    ] = Path("train-out"),
     data: Annotated[str, typer.Option(help="The task's data: a file, a folder, or hf:NAME for texts.")] = "",
     tokenizer: Annotated[str, typer.Option(help="For language: a Hugging Face tokenizer, or characters.")] = "",
     changes: Annotated[
@@ -102,8 +102,10 @@ def _watch(console: Console, comparison: Comparison) -> Iterator[Any]:
 
 def _write(comparison: Comparison, command: str) -> None:
     from ropewalk.report.training import write_report
+    from ropewalk.report.training_page import write_page
 
     write_report(comparison, command)
+    write_page(comparison, command, comparison.out / "report.html")
 
 
 def _print(console: Console, comparison: Comparison) -> None:
@@ -116,4 +118,5 @@ def _print(console: Console, comparison: Comparison) -> None:
         table.add_row(*row)
     console.print(table)
     out = comparison.out
-    console.print(f"Saved: {out}/summary.md, {out}/summary.json, {out}/curves.png, {out}/ENCODING/seed-N", markup=False)
+    made = "summary.md", "summary.json", "curves.png", "report.html", "ENCODING/seed-N"
+    console.print(f"Saved: {', '.join(f'{out}/{name}' for name in made)}", markup=False)

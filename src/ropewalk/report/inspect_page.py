@@ -138,6 +138,7 @@ def _charts(found: Inspection) -> list[HeadChart]:
     kept = torch.linspace(0, len(places) - 1, min(_TOKENS, len(places))).round().long()
     bins = found["sinks.by_place"].shape[-1]
     starts = [len(found["tokens"]) * i // bins for i in range(bins)]
+    size = found["shares.post_ntk.key"].shape[-1]
     charts = [
         HeadChart(
             "Where its attention goes", "line", found["sinks.by_place"], starts, x_title="token",
@@ -148,7 +149,7 @@ def _charts(found: Inspection) -> list[HeadChart]:
             x_title="frequency number (0 = fastest)", y_title="mean 2-norm",
         ),
         HeadChart(
-            "Shares of the eigenvalues", "line", both("shares.post_ntk"), series=("queries", "keys"),
+            "Shares of the eigenvalues", "line", both("shares.post_ntk"), range(1, size + 1), ("queries", "keys"),
             x_title="eigenvalue, largest first", y_title="share of the trace",
         ),
     ]  # fmt: skip

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from ropewalk.tasks.characters import tokenizer_of
-from ropewalk.tasks.language import CHARACTERS, Language
+from ropewalk.tasks.characters import Characters, tokenizer_of
+from ropewalk.tasks.language import Language
 from ropewalk.tasks.sequences import SequenceTask
 
 _UNKNOWN = "<unknown>"  # longer than a character, so it can't be one of them
@@ -19,9 +19,7 @@ def spelling(task: SequenceTask) -> Any:
     if not isinstance(task, Language):
         return None
     made = tokenizer_of(task)
-    if task.tokenizer != CHARACTERS:
-        return made
-    return _characters(made.decode(range(1, len(made))))
+    return _characters(made.alphabet) if isinstance(made, Characters) else made
 
 
 def _characters(alphabet: str) -> Any:

@@ -81,3 +81,15 @@ def test_an_address_that_does_not_answer_is_one_line(address: str) -> None:
     with pytest.raises(ArgumentError, match="address=") as caught, connected(address.format(port=port)):
         pass
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.slow
+def test_a_port_where_something_else_listens_is_told_from_a_cluster() -> None:
+    from ropewalk.evaluation.engines.ray import connected
+
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        address = f"127.0.0.1:{other.getsockname()[1]}"
+        with pytest.raises(ArgumentError, match="something else listens"), connected(address):
+            pass
