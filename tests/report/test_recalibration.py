@@ -72,11 +72,12 @@ def test_the_picture_has_both_levels_and_begins_after_the_swap(tmp_path: Path, m
     real = Figure.savefig
     monkeypatch.setattr(Figure, "savefig", lambda self, *a, **k: (drawn.append(self), real(self, *a, **k))[1])
     points = [{"step": 1, "loss": 8.0}, {"step": 2, "loss": 5.0, "metric": 5.5}, {"step": 3, "loss": None}]
-    draw_curves(FOUND, points, tmp_path / "curves.png")
-    draw_curves(dataclasses.replace(FOUND, recovered=None), [], tmp_path / "curves.png")
+    draw_curves(WANTED, FOUND, points, tmp_path / "curves.png")
+    draw_curves(WANTED, dataclasses.replace(FOUND, recovered=None), [], tmp_path / "curves.png")
     names = [[line.get_label() for line in figure.axes[0].get_lines()] for figure in drawn]
     assert names[0] == ["training", "validation", "as it was, validation", "right after the swap, validation"]
     assert names[1] == ["validation", "as it was, validation"]
+    assert "some/model: pope" in drawn[0].axes[0].get_title()
     training, validation, before, swapped = drawn[0].axes[0].get_lines()
     assert list(training.get_xdata()) == [1, 2] and list(validation.get_xdata()) == [0, 2]
     assert list(validation.get_ydata()) == [8.9, 5.5]

@@ -25,9 +25,9 @@ def train_models(
     encoding: Annotated[str, typer.Option(help="Encodings by name, with commas.")] = "rope,pope",
     size: Annotated[str, typer.Option(help="The recipe: small, or paper for the paper's own sizes.")] = "small",
     seeds: Annotated[int, typer.Option(help="Runs of each encoding.")] = 3,
-    out: Annotated[
-        Path, typer.Option(help="Folder for runs, summary.md, summary.json, curves.png, report.html.")
-    ] = Path("train-out"),
+    out: Annotated[Path, typer.Option(help="Folder for runs, summary.md and .json, curves.png, report.html.")] = Path(
+        "train-out"
+    ),
     data: Annotated[str, typer.Option(help="The task's data: a file, a folder, or hf:NAME for texts.")] = "",
     tokenizer: Annotated[str, typer.Option(help="For language: a Hugging Face tokenizer, or characters.")] = "",
     changes: Annotated[

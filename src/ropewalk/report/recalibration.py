@@ -89,7 +89,7 @@ def markdown(wanted: Recalibration, outcome: Outcome, run: dict[str, Any], comma
     return "\n".join(page)
 
 
-def draw_curves(outcome: Outcome, points: list[dict[str, Any]], path: Path) -> None:
+def draw_curves(wanted: Recalibration, outcome: Outcome, points: list[dict[str, Any]], path: Path) -> None:
     """Training and validation loss against steps, with level lines for the model as it was and right after the swap."""
     from matplotlib.figure import Figure
 
@@ -109,7 +109,7 @@ def draw_curves(outcome: Outcome, points: list[dict[str, Any]], path: Path) -> N
         if held.validation is not None and (name == "as it was" or outcome.recovered is not None):
             axes.axhline(held.validation, color=colour, linestyle=dashes, linewidth=1.4, label=f"{name}, validation")
     finish(axes, "steps", "nats a token")
-    axes.set_title(f"{outcome.encoding}, seed {outcome.seed}: {outcome.tokens:,} tokens", fontsize=10)
+    axes.set_title(f"{wanted.model}: {outcome.encoding}, seed {outcome.seed}, {outcome.tokens:,} tokens", fontsize=10)
     if axes.get_legend_handles_labels()[0]:
         axes.legend(frameon=False, fontsize=8, handlelength=3.5)
     figure.savefig(path, dpi=150)
@@ -119,7 +119,7 @@ def write_report(wanted: Recalibration, outcome: Outcome, out: Path, command: st
     """summary.md and curves.png in the run's folder."""
     folder = RunFolder(out)
     write_atomically(out / "summary.md", markdown(wanted, outcome, folder.about() or {}, command))
-    draw_curves(outcome, folder.curve(), out / "curves.png")
+    draw_curves(wanted, outcome, folder.curve(), out / "curves.png")
 
 
 def _multiples(outcome: Outcome) -> tuple[int, ...]:

@@ -53,11 +53,24 @@ def title(comparison: Comparison) -> str:
     return f"{recipe.task}, {recipe.size} recipe, {recipe.steps:,} steps of {recipe.batch}: {unit}, test set"
 
 
+def facts(comparison: Comparison) -> dict[str, str]:
+    """What else than the command decides the figures."""
+    recipe, model = comparison.recipe, comparison.recipe.model
+    fields = ", ".join(f"{name}={value!r}" for name, value in comparison.task.to_dict().items() if name != "name")
+    return {
+        "task": f"{recipe.task} ({fields})",
+        "model": f"{model.hidden} channels, {model.heads} heads ({model.key_heads} of keys), {model.layers} layers, "
+        f"MLP {model.mlp}, dropout {model.dropout}",
+        "schedule": recipe.described(),
+        "seeds": f"0 to {comparison.seeds - 1}" if comparison.seeds > 1 else "0",
+        "versions": ", ".join(f"{name} {version}" for name, version in versions().items()),
+        "machine": machine(),
+    }
+
+
 def markdown(comparison: Comparison, command: str) -> str:
     """The page summary.md."""
-    recipe, model = comparison.recipe, comparison.recipe.model
     lines = [header(comparison), ["---"] * len(header(comparison)), *rows(comparison)]
-    fields = ", ".join(f"{k}={v!r}" for k, v in comparison.task.to_dict().items() if k != "name")
     page = [
         f"# {title(comparison)}",
         "",
@@ -68,13 +81,8 @@ def markdown(comparison: Comparison, command: str) -> str:
         "## How this was made",
         "",
         f"- command: `{command}`",
-        f"- task: {recipe.task} ({fields})",
-        f"- model: {model.hidden} channels, {model.heads} heads ({model.key_heads} of keys), {model.layers} layers, "
-        f"MLP {model.mlp}, dropout {model.dropout}",
-        f"- schedule: {recipe.described()}",
+        *(f"- {name}: {fact}" for name, fact in facts(comparison).items()),
         "- one seed means the same initial weights and the same order of data for all encodings",
-        f"- versions: {', '.join(f'{name} {version}' for name, version in versions().items())}",
-        f"- machine: {machine()}",
         "",
     ]
     return "\n".join(page)

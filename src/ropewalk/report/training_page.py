@@ -5,10 +5,9 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from ropewalk.evaluation.provenance import machine, versions
 from ropewalk.files import one_line_errors
 from ropewalk.report.page import Download, Page, Paragraph, Part, Picture, Reproduce, Section, Table
-from ropewalk.report.training import header, rows, title
+from ropewalk.report.training import facts, header, rows, title
 from ropewalk.training.compare import Comparison
 from ropewalk.training.figures import figure_text
 
@@ -71,21 +70,6 @@ def _ranking(comparison: Comparison) -> str:
     if worst < closest:
         return f"{said}, all of whose seeds are behind all of {best}'s."
     return f"{said}, whose seeds overlap with {best}'s."
-
-
-def facts(comparison: Comparison) -> dict[str, str]:
-    """What else than the command decides the figures."""
-    recipe, model = comparison.recipe, comparison.recipe.model
-    fields = ", ".join(f"{name}={value!r}" for name, value in comparison.task.to_dict().items() if name != "name")
-    return {
-        "task": f"{recipe.task} ({fields})",
-        "model": f"{model.hidden} channels, {model.heads} heads ({model.key_heads} of keys), {model.layers} layers, "
-        f"MLP {model.mlp}, dropout {model.dropout}",
-        "schedule": recipe.described(),
-        "seeds": f"0 to {comparison.seeds - 1}" if comparison.seeds > 1 else "0",
-        "versions": ", ".join(f"{name} {version}" for name, version in versions().items()),
-        "machine": machine(),
-    }
 
 
 def _curves(comparison: Comparison) -> list[Part]:
