@@ -67,7 +67,9 @@ def _table(by_name: Answers, is_judgement: bool) -> list[str]:
     for name, found in sorted(by_name.items(), key=lambda item: (-len(item[1]), _mean(item[1]))):
         row = [name, str(len({a.prompt for a in found})), right(found), nll(found)]
         if rule:
-            row.append("" if name == rule else signed(paired_difference(found, by_name[rule])))
+            same = {answer.prompt for answer in found}
+            baseline = [answer for answer in by_name[rule] if answer.prompt in same]
+            row.append("" if name == rule else signed(paired_difference(found, baseline)))
         rows.append(row)
     return [f"| {' | '.join(cells)} |" for cells in (header, ["---"] * len(header), *rows)]
 
