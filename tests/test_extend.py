@@ -55,7 +55,7 @@ def test_from_first_measurement_to_winner(family: str, tmp_path: Path) -> None:
     outcome = ran(model, tmp_path, dataclasses.replace(JOB, budget=1.0))
     assert outcome.plain and outcome.best_rule and outcome.dope_rule and outcome.best_dope
     assert isinstance(outcome.best_dope.encoding, DoPE)
-    assert outcome.best_dope.base == outcome.dope_rule.encoding
+    assert outcome.best_dope.encoding.rope == outcome.dope_rule.encoding
     assert isinstance(outcome.dope_rule.encoding, PerLayer if family == "Gemma2" else RoPE)
     assert outcome.winner in (outcome.best_rule, outcome.best_dope)
     is_ahead = outcome.in_search().difference.mean < 0

@@ -1,7 +1,5 @@
 from __future__ import annotations
 
-import dataclasses
-
 import pytest
 import torch
 from tests.evaluation.tiny_models import WINDOW, tiny
@@ -19,7 +17,7 @@ from ropewalk.evaluation.candidates import (
     rule_candidates,
     serving_scope,
 )
-from ropewalk.frequencies import NTK, DynamicNTK, Given, Linear, LongRoPE, Resonance, YaRN, rules
+from ropewalk.frequencies import NTK, DynamicNTK, Given, Linear, LongRoPE, YaRN, rules
 from ropewalk.hf import installed
 
 
@@ -134,7 +132,7 @@ def test_every_mode_and_reading_is_tried_and_no_plan_twice() -> None:
     assert {(p.mode, p.reading) for p in plans} == {(m, r) for m, readings in READINGS.items() for r in readings}
     assert len(set(plans)) == len(found) == len({c.name for c in found})
     assert {(p.original_length, p.seed, p.rope) for p in plans} == {(8192, 7, base.encoding)}
-    assert {c.base for c in found} == {base.encoding}
+    assert {c.encoding.rope for c in found} == {base.encoding}
     assert found[0].name == "yarn x2 + DoPE gaussian/rotation, 3 heads (truncated_entropy-32 key)"
 
 
@@ -162,9 +160,3 @@ def test_the_scope_is_what_the_model_can_have() -> None:
         for candidate in plans:
             with installed(model, candidate.encoding):
                 pass
-
-
-def test_a_candidates_base_is_what_lies_beneath_its_plan() -> None:
-    rope = RoPE(16, rule=Resonance(NTK(2.0)))
-    assert Candidate("a", rope).base == rope
-    assert dataclasses.is_dataclass(Candidate("a", rope))

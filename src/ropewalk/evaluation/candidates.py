@@ -72,11 +72,6 @@ class Candidate:
     name: str
     encoding: Encoding
 
-    @property
-    def base(self) -> Encoding:
-        """The RoPE beneath a DoPE plan; the encoding itself otherwise."""
-        return self.encoding.rope if isinstance(self.encoding, DoPE) else self.encoding
-
 
 def plain_candidate(own: RoPE | PerLayer) -> Candidate:
     """The model's own rotation, with no rule for more length than it was trained on."""
