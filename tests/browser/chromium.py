@@ -71,3 +71,10 @@ def opened(browser: Any, page: Page, path: Path, width: int = 1200, **options: A
     context.close()
     assert seen.messages == []
     assert [url for url in seen.requests if not url.startswith(("data:", "blob:"))] == [path.as_uri()]
+
+
+def wait_for_text(element: Any, text: str) -> None:
+    """An element's text is this, soon: Chromium handles input when it comes to it."""
+    from playwright.sync_api import expect
+
+    expect(element).to_have_text(text)

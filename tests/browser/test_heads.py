@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from tests.browser.chromium import Seen, opened
+from tests.browser.chromium import Seen, opened, wait_for_text
 from tests.report.pages import charts, page
 
 from ropewalk.report.page import HeadChart, HeadMap, Page
@@ -40,10 +40,11 @@ def test_a_head_is_opened_and_closed_with_the_keyboard_alone(browser: Any, tmp_p
         panel = seen.tab.locator(".opened")
         assert not panel.is_visible()
         press("Enter")
-        assert panel.is_visible() and panel.locator("h4").text_content() == "Layer 1, head 1"
+        assert panel.is_visible()
+        wait_for_text(panel.locator("h4"), "Layer 1, head 1")
         assert panel.locator(".chart").count() == 4
         press("ArrowLeft")  # an open head follows the focus
-        assert panel.locator("h4").text_content() == "Layer 1, head 0"
+        wait_for_text(panel.locator("h4"), "Layer 1, head 0")
         assert seen.tab.locator("[aria-selected='true']").count() == 1
         press("Tab")
         assert seen.evaluate("document.activeElement.textContent") == "Close"
@@ -100,8 +101,8 @@ def test_another_score_brings_other_colours_numbers_and_ranks(browser: Any, tmp_
         assert before == ["c0 marked", "c32", "c63 marked"]
         seen.tab.locator("select").select_option("falling")
         assert [cells.nth(i).get_attribute("class") for i in (0, 40, 79)] == ["c63 marked", "c31", "c0 marked"]
-        assert cells.nth(79).text_content() == "-79.000"
-        assert seen.tab.locator(".heads .low").text_content() == "-79.000"
+        wait_for_text(cells.nth(79), "-79.000")
+        wait_for_text(seen.tab.locator(".heads .low"), "-79.000")
         cells.nth(79).hover()
         assert readout(seen) == "layer 3, head 19: -79.000, rank 1 of 80 from the lowest"
 
@@ -152,17 +153,17 @@ def test_charts_tell_their_values_by_arrow_keys_pointer_and_table(browser: Any, 
         said = figures.nth(0).locator(".chart").get_attribute("aria-label")
         assert said is not None and "Lines, layer 3, head 0: from 1 to 6." in said
         figures.nth(0).locator(".chart").focus()
-        assert figures.nth(0).locator(".readout").text_content() == "tokens 1: plain 1, rule 4"
+        wait_for_text(figures.nth(0).locator(".readout"), "tokens 1: plain 1, rule 4")
         seen.tab.keyboard.press("ArrowRight")
         seen.tab.keyboard.press("ArrowRight")
-        assert figures.nth(0).locator(".readout").text_content() == "tokens 100: plain –, rule 6"
+        wait_for_text(figures.nth(0).locator(".readout"), "tokens 100: plain –, rule 6")
         figures.nth(1).locator(".chart").focus()
         seen.tab.keyboard.press("ArrowDown")
-        assert figures.nth(1).locator(".readout").text_content() == "second, column 0: 4.0"
+        wait_for_text(figures.nth(1).locator(".readout"), "second, column 0: 4.0")
         box = figures.nth(1).locator("image").bounding_box()
         assert box is not None
         seen.tab.mouse.move(box["x"] + 0.9 * box["width"], box["y"] + 0.25 * box["height"])
-        assert figures.nth(1).locator(".readout").text_content() == "first, column 2: –"
+        wait_for_text(figures.nth(1).locator(".readout"), "first, column 2: –")
         figures.nth(0).locator("summary").click()
         cells = figures.nth(0).locator("tbody tr").nth(1).locator("th, td").all_text_contents()
         assert cells == ["10", "2", "5"]

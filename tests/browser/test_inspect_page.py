@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from tests.browser.chromium import opened
+from tests.browser.chromium import opened, wait_for_text
 from tests.evaluation.tiny_models import tiny
 
 from ropewalk.analysis.inspect import inspect
@@ -44,6 +44,7 @@ def test_a_thousand_heads_open_and_each_has_its_charts(
         assert seen.width() <= width
         cells.nth(33).click()
         charts = seen.tab.locator(".opened .chart")
-        assert charts.count() == 5 and seen.tab.locator(".opened h4").text_content() == "Layer 1, head 1"
+        assert charts.count() == 5
+        wait_for_text(seen.tab.locator(".opened h4"), "Layer 1, head 1")
         assert HOSTILE in seen.tab.locator(".verdict").text_content()
         assert seen.width() <= width

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.browser.chromium import opened
+from tests.browser.chromium import opened, wait_for_text
 from tests.report.pages import HOSTILE, page
 
 from ropewalk.report.page import Download, Page, Section
@@ -177,7 +177,7 @@ def test_a_download_is_the_file(browser: Any, tmp_path: Path, size: int) -> None
 
 def test_without_scripts_all_tables_and_numbers_are_there(browser: Any, tmp_path: Path) -> None:
     with opened(browser, page(), tmp_path / "report.html", java_script_enabled=False) as seen:
-        assert seen.tab.locator(".heads td").nth(7).text_content() == "7.000"
+        wait_for_text(seen.tab.locator(".heads td").nth(7), "7.000")
         assert not seen.tab.locator(".copy").is_visible() and seen.tab.locator("select").is_disabled()
 
 
