@@ -7,9 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
-from rich.table import Table
 
-from ropewalk.cli.options import given_command, plain_console, prepared_folder
+from ropewalk.cli.options import given_command, plain_console, prepared_folder, text_table
 from ropewalk.cli.several import Counted
 
 if TYPE_CHECKING:
@@ -70,12 +69,7 @@ def _print(console: Console, judgement: Judgement, folder: Path) -> None:
 
     for group in judgement.groups:
         if group.kind == "all":
-            table = Table()
-            for name in HEADER:
-                table.add_column(name)
-            for row in rows(group):
-                table.add_row(*row)
             console.print(f"{title(group)}:")
-            console.print(table)
+            console.print(text_table(HEADER, rows(group)))
     names = ("results.jsonl", "summary.md", "summary.json", "downstream.png")
     console.print(f"Saved: {', '.join(f'{folder}/{name}' for name in names)}")

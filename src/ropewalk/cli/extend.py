@@ -7,9 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.table import Table
 
-from ropewalk.cli.options import duration, given_command, plain_console, prepared_folder
+from ropewalk.cli.options import duration, given_command, plain_console, prepared_folder, text_table
 
 if TYPE_CHECKING:
     from ropewalk.extend import Outcome
@@ -92,12 +91,13 @@ def _save(model: Any, about: dict[str, Any], outcome: Outcome, when: str, folder
 def _print(console: Console, outcome: Outcome, folder: Path) -> None:
     from ropewalk.report.summary import HEADER, final_rows, verdict
 
-    table = Table(title=f"{outcome.job.target_length:,} tokens, prompts that no choice had seen; 95 % intervals")
-    for name in HEADER:
-        table.add_column(name)
-    for row in final_rows(outcome):
-        table.add_row(*row.cells())
-    console.print(table)
+    console.print(
+        text_table(
+            HEADER,
+            [row.cells() for row in final_rows(outcome)],
+            f"{outcome.job.target_length:,} tokens, prompts that no choice had seen; 95 % intervals",
+        )
+    )
     console.print(verdict(outcome), markup=False, highlight=False)
     console.print(
         f"Saved: {folder}/plan, {folder}/results.jsonl, {folder}/summary.md, {folder}/depths.png, {folder}/report.html",

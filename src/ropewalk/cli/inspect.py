@@ -8,9 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
-from rich.table import Table
 
-from ropewalk.cli.options import given_command, plain_console, prepared_folder
+from ropewalk.cli.options import given_command, plain_console, prepared_folder, text_table
 
 if TYPE_CHECKING:
     from ropewalk.analysis.inspection import Inspection
@@ -115,11 +114,10 @@ def _described(found: Inspection, tokenizer: Any, how: dict[str, Any]) -> Inspec
 def _print(console: Console, found: Inspection, folder: Path) -> None:
     from ropewalk.report.inspect import TOP_HEADER, top_rows, verdict
 
-    table = Table(title=f"The ten heads with the largest sinks, {len(found['tokens']):,} tokens")
-    for name in TOP_HEADER:
-        table.add_column(name)
-    for row in top_rows(found):
-        table.add_row(*row)
-    console.print(table)
+    console.print(
+        text_table(
+            TOP_HEADER, top_rows(found), f"The ten heads with the largest sinks, {len(found['tokens']):,} tokens"
+        )
+    )
     console.print(verdict(found), soft_wrap=True)
     console.print(f"Saved: {folder}/report.html, inspect.json, inspect.safetensors and pictures", soft_wrap=True)

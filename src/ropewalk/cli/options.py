@@ -5,11 +5,12 @@ from __future__ import annotations
 import os
 import re
 import shlex
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import typer
 from rich.console import Console
+from rich.table import Table
 
 from ropewalk.errors import ArgumentError
 
@@ -30,6 +31,14 @@ def plain_console() -> Console:
     if not console.is_terminal:
         console.width = 1000
     return console
+
+
+def text_table(header: Iterable[str], rows: Iterable[Sequence[str]], title: str | None = None) -> Table:
+    """A table for a console: a column for each word of the header, a line for each row."""
+    table = Table(*header, title=title)
+    for row in rows:
+        table.add_row(*row)
+    return table
 
 
 def prepared_folder(path: Path) -> Path:

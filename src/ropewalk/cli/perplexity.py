@@ -7,9 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
-from rich.table import Table
 
-from ropewalk.cli.options import given_command, plain_console, prepared_folder
+from ropewalk.cli.options import given_command, plain_console, prepared_folder, text_table
 from ropewalk.cli.several import Counted
 
 if TYPE_CHECKING:
@@ -77,13 +76,8 @@ def measure_perplexity(
 def _print(console: Console, study: Study, folder: Path) -> None:
     from ropewalk.report.perplexity import header, perplexity_rows, title, what_was_read
 
-    table = Table()
-    for name in header(study):
-        table.add_column(name)
-    for row in perplexity_rows(study):
-        table.add_row(*row)
     console.print(f"{title(study)}:")
-    console.print(table)
+    console.print(text_table(header(study), perplexity_rows(study)))
     console.print(what_was_read(study))
     names = ("results.jsonl", "summary.md", "summary.json", "perplexity.png")
     console.print(f"Saved: {', '.join(f'{folder}/{name}' for name in names)}")

@@ -15,19 +15,18 @@ if TYPE_CHECKING:
     from ropewalk.evaluation.sweep import Done
 
 
+def bar(console: Console, *ends: ProgressColumn) -> Progress:
+    """A bar that goes when it is done: what is under way, how far it is, and what stands behind it."""
+    text = TextColumn("{task.description}", markup=False)
+    return Progress(SpinnerColumn(), text, BarColumn(bar_width=24), *ends, console=console, transient=True)
+
+
 class Watch:
     """A bar over the time budget, and a line for each measurement that is done."""
 
     def __init__(self, console: Console, budget: float, spent: float):
         self._console = console
-        self._progress = Progress(
-            SpinnerColumn(),
-            TextColumn("{task.description}", markup=False),
-            BarColumn(bar_width=24),
-            _TimeLeft(budget - spent),
-            console=console,
-            transient=True,
-        )
+        self._progress = bar(console, _TimeLeft(budget - spent))
         self._task = self._progress.add_task("starting", total=budget, completed=int(spent))
         self._budget, self._began, self._spent = budget, time.monotonic(), spent
 

@@ -7,9 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
-from rich.table import Table
 
-from ropewalk.cli.options import given_command
+from ropewalk.cli.options import given_command, text_table
 from ropewalk.cli.train import is_first_process, together
 
 if TYPE_CHECKING:
@@ -81,11 +80,10 @@ def _report(console: Console, wanted: Recalibration, outcome: Outcome, out: Path
     from ropewalk.report.recalibration import header, rows, verdict, write_report
 
     write_report(wanted, outcome, out, command)
-    table = Table(title="nats a token of text that it wasn't trained on; 95 % intervals")
-    for name in header(wanted, outcome):
-        table.add_column(name)
-    for row in rows(outcome):
-        table.add_row(*row)
-    console.print(table)
+    console.print(
+        text_table(
+            header(wanted, outcome), rows(outcome), "nats a token of text that it wasn't trained on; 95 % intervals"
+        )
+    )
     console.print(verdict(wanted, outcome), markup=False, highlight=False)
     console.print(f"Saved: {out}/model, {out}/result.json, {out}/summary.md, {out}/curves.png", markup=False)

@@ -7,7 +7,9 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
+from rich.progress import MofNCompleteColumn, TimeRemainingColumn
+
+from ropewalk.cli.progress import bar
 
 
 class Counted:
@@ -23,15 +25,7 @@ class Counted:
         self._console, self._each = console, each
         self._left = dict.fromkeys(arms, each)
         self._began: dict[str, float] = {}
-        self._progress = Progress(
-            SpinnerColumn(),
-            TextColumn("{task.description}", markup=False),
-            BarColumn(bar_width=24),
-            MofNCompleteColumn(),
-            TimeRemainingColumn(),
-            console=console,
-            transient=True,
-        )
+        self._progress = bar(console, MofNCompleteColumn(), TimeRemainingColumn())
         self._task = self._progress.add_task("starting", total=each * len(arms))
 
     @contextmanager

@@ -7,10 +7,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, SpinnerColumn, Task, TextColumn
+from rich.progress import MofNCompleteColumn, ProgressColumn, Task
 from rich.text import Text
 
-from ropewalk.cli.progress import clock
+from ropewalk.cli.progress import bar, clock
 from ropewalk.training.figures import figure_text
 
 
@@ -27,15 +27,7 @@ class Steps:
         self._console, self._runs, self._metric = console, runs, metric
         self._done = 0
         self._first, self._began, self._name = 0, time.monotonic(), ""
-        self._progress = Progress(
-            SpinnerColumn(),
-            TextColumn("{task.description}", markup=False),
-            BarColumn(bar_width=24),
-            MofNCompleteColumn(),
-            _Left(),
-            console=console,
-            transient=True,
-        )
+        self._progress = bar(console, MofNCompleteColumn(), _Left())
         self._task = self._progress.add_task("preparing data", total=None)
 
     @contextmanager

@@ -11,9 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.table import Table
 
-from ropewalk.cli.options import given_command, plain_console, prepared_folder
+from ropewalk.cli.options import given_command, plain_console, prepared_folder, text_table
 
 if TYPE_CHECKING:
     from ropewalk.evaluation.cells import Cells
@@ -136,11 +135,6 @@ def _print(console: Console, outcome: Outcome, out: Path) -> None:
     from ropewalk.report.sweep import header, rows, title, verdict
 
     for comparison in outcome.comparisons:
-        table = Table(title=title(comparison))
-        for name in header(comparison):
-            table.add_column(name)
-        for row in rows(comparison):
-            table.add_row(*row)
-        console.print(table)
+        console.print(text_table(header(comparison), rows(comparison), title(comparison)))
     console.print(verdict(outcome))
     console.print(f"Saved: {out}/report.html, {out}/summary.md, {out}/summary.json; cells in {out}/cells")

@@ -7,8 +7,9 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
+from rich.progress import MofNCompleteColumn, TimeRemainingColumn
 
+from ropewalk.cli.progress import bar
 from ropewalk.evaluation.cells import Cell, Cells
 from ropewalk.evaluation.grid import Unit
 from ropewalk.evaluation.sweep_run import Watch
@@ -19,15 +20,7 @@ class SweepWatch(Watch):
 
     def __init__(self, console: Console):
         self._console = console
-        self._progress = Progress(
-            SpinnerColumn(),
-            TextColumn("{task.description}", markup=False),
-            BarColumn(bar_width=24),
-            MofNCompleteColumn(),
-            TimeRemainingColumn(),
-            console=console,
-            transient=True,
-        )
+        self._progress = bar(console, MofNCompleteColumn(), TimeRemainingColumn())
         self._task = self._progress.add_task("loading", total=None)
 
     @contextmanager

@@ -9,9 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.table import Table
 
-from ropewalk.cli.options import given_command, plain_console, prepared_folder
+from ropewalk.cli.options import given_command, plain_console, prepared_folder, text_table
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -111,12 +110,7 @@ def _write(comparison: Comparison, command: str) -> None:
 def _print(console: Console, comparison: Comparison) -> None:
     from ropewalk.report.training import header, rows, title
 
-    table = Table(title=title(comparison))
-    for name in header(comparison):
-        table.add_column(name)
-    for row in rows(comparison):
-        table.add_row(*row)
-    console.print(table)
+    console.print(text_table(header(comparison), rows(comparison), title(comparison)))
     out = comparison.out
     made = "summary.md", "summary.json", "curves.png", "report.html", "ENCODING/seed-N"
     console.print(f"Saved: {', '.join(f'{out}/{name}' for name in made)}", markup=False)
