@@ -18,6 +18,10 @@ class ArgumentError(RopewalkError):
         super().__init__(f"{argument}={value!r}: {remedy}")
         self.argument, self.value, self.remedy = argument, value, remedy
 
+    def __reduce__(self) -> tuple[type[ArgumentError], tuple[str, Any, str]]:
+        """Made again from its parts: a worker process sends its errors to the one that shows them."""
+        return type(self), (self.argument, self.value, self.remedy)
+
 
 class UnsupportedModelError(RopewalkError, TypeError):
     """A model whose attention the seam can't serve; says which part and why."""

@@ -13,8 +13,11 @@ from ropewalk.errors import ArgumentError
 from ropewalk.evaluation.cells import Cell
 from ropewalk.evaluation.cluster_sums import difference_of, mean_of, share_of
 from ropewalk.evaluation.compare import compare
+from ropewalk.evaluation.content import prompts_a_draw
 from ropewalk.evaluation.grid import Condition
 from ropewalk.evaluation.score import Answer, Estimate, mean_interval, paired_difference, proportion_interval
+from ropewalk.tasks.many_shot import ManyShotTask
+from ropewalk.tasks.questions import Problem, problems_of
 
 WHERE = Condition("m", "needle", 300)
 CLUSTERS = st.lists(st.lists(st.tuples(st.floats(0, 9), st.booleans()), min_size=1, max_size=4), min_size=2, max_size=6)
@@ -106,3 +109,23 @@ def test_nothing_is_asked_so_nothing_is_right() -> None:
 def test_what_chose_must_not_judge() -> None:
     with pytest.raises(ArgumentError, match="for choosing"):
         compare(WHERE, {"plain": [cell("plain", 1000, 1.0), cell("plain", 3, 1.0)]}, [])
+
+
+def test_prompts_of_one_draw_are_one_unit() -> None:
+    # Two problems, each at three depths: depths differ a lot, problems hardly.
+    nlls = {1002: 0.0, 1003: 1.0, 1004: 2.0, 1005: 0.1, 1006: 1.1, 1007: 2.1}
+    plain = [cell("plain", prompt, nll) for prompt, nll in nlls.items()]
+    other = [cell("other", prompt, nll - 0.5 - 0.1 * (prompt > 1004)) for prompt, nll in nlls.items()]
+    of_both = {"plain": plain, "other": other}
+    row, one = compare(WHERE, of_both, ["plain"], {"t": 3}).rows
+    labels = [prompt // 3 for prompt in nlls for _ in range(2)]
+    assert same(row.nll, mean_interval([nll for nll in nlls.values() for _ in range(2)], labels))
+    assert row.prompts == 6 and row.nll.clusters == 2 and one.against["plain"].difference.clusters == 2
+    assert one.against["plain"].difference.mean == pytest.approx(-0.55)
+    assert compare(WHERE, of_both, [], {"else": 3}).rows[0].nll.clusters == 6
+
+
+def test_a_many_shot_problem_is_one_draw() -> None:
+    problems = problems_of([Problem("q", "1", "", "p 1"), Problem("r", "2", "", "p 2")], "p")
+    assert prompts_a_draw(ManyShotTask(problems, 300, (None, 0.0, 1.0)).to_dict()) == 3
+    assert prompts_a_draw({"task": "needle", "depths": 5}) == 1

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import pytest
@@ -8,7 +9,8 @@ from matplotlib.figure import Figure
 from tests.report.outcomes import DOPE, PLAIN, RULE, answers, outcome
 
 from ropewalk.report import figures
-from ropewalk.report.figures import draw_by_depth, draw_final
+from ropewalk.report.figures import by_depth, draw_by_depth, draw_final
+from ropewalk.tasks.prompts import NOWHERE
 
 
 def drawn(monkeypatch: pytest.MonkeyPatch, path: Path, *args: object) -> Figure:
@@ -65,3 +67,8 @@ def test_more_arms_than_colours_still_draw(tmp_path: Path) -> None:
     arms = len(figures.COLOURS) + 1
     draw_by_depth({str(i): answers(1.0 + i, 3, 1) for i in range(arms)}, "many", tmp_path / "a.png")
     assert (tmp_path / "a.png").exists()
+
+
+def test_what_stood_nowhere_has_no_place_by_depth() -> None:
+    found = answers(1.0, 1, prompts=1, depths=2)
+    assert list(by_depth([*found, dataclasses.replace(found[0], depth=NOWHERE)])) == [0.0, 1.0]

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from huggingface_hub import ModelCard
 
 from ropewalk.encodings.rope import RoPE
 from ropewalk.evaluation.candidates import Candidate
@@ -17,7 +18,7 @@ from ropewalk.evaluation.score import Answer
 from ropewalk.evaluation.search import Pick
 from ropewalk.evaluation.sweep_config import build_config
 from ropewalk.evaluation.sweep_run import Outcome
-from ropewalk.report.sweep import header, markdown, rows, title, to_dict, verdict, write_report
+from ropewalk.report.sweep import header, markdown, model_card, rows, title, to_dict, verdict, write_report
 
 CONFIG = build_config({"models": "m<script>", "plans": ["plain", "yarn"], "tasks": "needle", "lengths": [300, 400]})
 PLANS = {"plain": 1.0, "yarn": 0.5, "a|b <script>alert(1)</script>": 1.5}
@@ -67,8 +68,8 @@ def test_the_table_has_figures_with_intervals_and_differences(tmp_path: Path) ->
 def test_one_prompt_has_no_interval_and_nothing_asked_no_share(tmp_path: Path) -> None:
     outcome, _ = made(tmp_path / "one", prompts=1, asks=False)
     plain, yarn, _ = rows(outcome.comparisons[0])
-    assert plain[1] == "–" and plain[2] == "1.000 [one prompt: no interval]"
-    assert yarn[3] == "-0.500 [one prompt: no interval]"
+    assert plain[1] == "–" and plain[2] == "1.000 [one draw: no interval]"
+    assert yarn[3] == "-0.500 [one draw: no interval]"
     assert title(outcome.comparisons[0]).endswith("1 prompt")
 
 
@@ -122,3 +123,18 @@ def test_of_many_plans_the_maps_of_the_best_are_shown(tmp_path: Path, monkeypatc
     monkeypatch.setattr(module, "MOST_MAPS", 1)
     lone = [dataclasses.replace(comparison, baselines=()) for comparison in here]
     assert module._shown(lone) == ["yarn"]
+
+
+def test_the_card_has_every_figure_for_people_and_for_the_hub(tmp_path: Path) -> None:
+    outcome, cells = made(tmp_path)
+    write_report(outcome, cells, "ropewalk sweep x.yaml", tmp_path)
+    text = (tmp_path / "card.md").read_text()
+    metadata = ModelCard(text).data
+    found = {(r.dataset_name, r.metric_name.split(", ")[-1], r.metric_type): r for r in metadata.eval_results or []}
+    assert len(found) == 2 * 3 * 2
+    best = found["needle, 400 tokens", "yarn", "exact"]
+    assert best.metric_value == 1.0 and best.metric_args == {"low": pytest.approx(0.82, abs=0.01), "high": 1.0}
+    assert "| needle, 300 tokens | yarn | 6 | 1.000 [0.8" in text and "<script>" not in text.split("\n---\n", 1)[1]
+    asked_nothing, cells = made(tmp_path / "one", prompts=1, asks=False)
+    assert {r.metric_type for r in ModelCard(model_card(asked_nothing, "x")).data.eval_results or []} == {"text_nll"}
+    assert "| 1.000 [–, –] |" in model_card(asked_nothing, "x")

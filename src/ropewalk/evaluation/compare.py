@@ -12,6 +12,7 @@ import numpy as np
 from ropewalk.errors import ArgumentError
 from ropewalk.evaluation.cells import Cell, Cells
 from ropewalk.evaluation.cluster_sums import Numbers, difference_of, mean_of, share_of
+from ropewalk.evaluation.content import prompts_a_draw
 from ropewalk.evaluation.grid import Condition
 from ropewalk.evaluation.score import Estimate, holm
 from ropewalk.evaluation.sweep_config import PLAIN, REPORT_FIRST
@@ -80,8 +81,17 @@ class Comparison:
         return dataclasses.asdict(self.condition) | {"baselines": list(self.baselines), "plans": rows}
 
 
-def compare(condition: Condition, found: Mapping[str, Sequence[Cell]], baselines: Sequence[str]) -> Comparison:
+def compare(
+    condition: Condition,
+    found: Mapping[str, Sequence[Cell]],
+    baselines: Sequence[str],
+    in_a_draw: Mapping[str, int] | None = None,
+) -> Comparison:
     """A row for each plan of `found`, its cells under one condition, and its differences to each of the baselines.
+
+    Args:
+        in_a_draw: how many of a task's prompts in a row are one independent draw, by the task's reference; 1 for
+            those that aren't named.
 
     Raises:
         ArgumentError: a cell of a prompt that searches choose by: what chose must not judge.
@@ -93,11 +103,12 @@ def compare(condition: Condition, found: Mapping[str, Sequence[Cell]], baselines
                 remedy = f"prompts under {REPORT_FIRST} are for choosing; compare on later ones"
                 raise ArgumentError("prompt", prompt, f"{plan}: {remedy}")
     given = [name for name in baselines if name in table]
-    pairs = {name: _against(table, name) for name in given}
+    draws = in_a_draw or {}
+    pairs = {name: _against(table, name, draws) for name in given}
     rows = []
     for plan, by_prompt in table.items():
         cells = list(by_prompt.values())
-        counts, means, right = _numbers(cells)
+        counts, means, right = _numbers(cells, draws)
         share = None if cells[0].right is None else share_of(right, counts)
         against = {name: pairs[name][plan] for name in given if plan in pairs[name]}
         rows.append(Row(plan, len(cells), share, mean_of(means, counts), against))
@@ -122,12 +133,13 @@ def summarise(cells: Cells) -> list[Comparison]:
             plans[cell.plan] = cells.definition("plan", cell.plan).get("name", cell.plan)
         groups.setdefault(conditions[where], {}).setdefault(cell.plan, []).append(cell)
     found = []
+    draws = {task: prompts_a_draw(cells.definition("task", task).get("content", {})) for _, task in conditions}
     for condition, by_plan in groups.items():
         names = [plans[plan] for plan in by_plan]
         # Two encodings may have been called the same in two configs.
         called = {p: n if names.count(n) == 1 else f"{n} ({p[:8]})" for p, n in zip(by_plan, names, strict=True)}
         table = {called[plan]: held for plan, held in by_plan.items()}
-        found.append(compare(condition, table, [PLAIN]))
+        found.append(compare(condition, table, [PLAIN], draws))
     return found
 
 
@@ -142,13 +154,19 @@ def _by_prompt(cells: Sequence[Cell]) -> dict[tuple[str, int], Cell]:
     return {(cell.task, cell.prompt): cell for cell in sorted(cells, key=lambda c: (c.task, c.prompt))}
 
 
-def _numbers(cells: Sequence[Cell]) -> tuple[Numbers, Numbers, Numbers]:
-    """(answers, mean NLL, right answers) of each cell."""
-    held = np.array([(cell.n, cell.nll, cell.right or 0) for cell in cells], dtype=np.float64)
-    return held[:, 0], held[:, 1], held[:, 2]
+def _numbers(cells: Sequence[Cell], in_a_draw: Mapping[str, int]) -> tuple[Numbers, Numbers, Numbers]:
+    """(answers, mean NLL, right answers) of each independent draw, in the order of the cells."""
+    sums: dict[tuple[str, int], Numbers] = {}
+    for cell in cells:
+        draw = cell.task, cell.prompt // in_a_draw.get(cell.task, 1)
+        sums[draw] = sums.get(draw, 0.0) + np.array([cell.n, cell.n * cell.nll, cell.right or 0], dtype=np.float64)
+    held = np.array(list(sums.values()))
+    return held[:, 0], held[:, 1] / held[:, 0], held[:, 2]
 
 
-def _against(table: Mapping[str, Mapping[tuple[str, int], Cell]], baseline: str) -> dict[str, Against]:
+def _against(
+    table: Mapping[str, Mapping[tuple[str, int], Cell]], baseline: str, in_a_draw: Mapping[str, int]
+) -> dict[str, Against]:
     """Each other plan's difference to a baseline, p-values corrected for their number."""
     theirs = table[baseline]
     found: dict[str, tuple[Estimate, float]] = {}
@@ -156,8 +174,8 @@ def _against(table: Mapping[str, Mapping[tuple[str, int], Cell]], baseline: str)
         shared = [key for key in ours if key in theirs]
         if plan == baseline or not shared:
             continue
-        counts, means, _ = _numbers([ours[key] for key in shared])
-        found[plan] = difference_of(means, _numbers([theirs[key] for key in shared])[1], counts)
+        counts, means, _ = _numbers([ours[key] for key in shared], in_a_draw)
+        found[plan] = difference_of(means, _numbers([theirs[key] for key in shared], in_a_draw)[1], counts)
     adjusted = holm([p for _, p in found.values()])
     return {
         plan: Against(difference, p, corrected)

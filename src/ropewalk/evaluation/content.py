@@ -25,3 +25,11 @@ def reference(content: Mapping[str, Any]) -> str:
 def cell_key(model: str, plan: str, task: str, prompt: int) -> str:
     """The hash of a cell, from the references of its model, plan and task and the number of its prompt."""
     return content_hash({"results": RESULTS, "model": model, "plan": plan, "task": task, "prompt": prompt})
+
+
+def prompts_a_draw(task: Mapping[str, Any]) -> int:
+    """How many prompts in a row are one independent draw, from what a task is named by.
+
+    The prompts of a many-shot problem, one at each depth, share their examples and what is asked.
+    """
+    return len(task["depths"]) if "problems" in task else 1

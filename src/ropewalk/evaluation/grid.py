@@ -108,6 +108,10 @@ class Job:
         """What a task's cells are compared under."""
         return Condition(self.model, entry.label, self.length)
 
+    def task_contents(self) -> list[dict[str, Any]]:
+        """What each task is named by: all that its prompts depend on, JSON-ready."""
+        return [{"task": entry.name, **task.to_dict()} for entry, _, task in self.tasks]
+
     def units(self, candidates: Sequence[Candidate], indices: Sequence[int]) -> list[Unit]:
         """A unit for each prompt, all tasks' first prompts first, so that every comparison grows evenly."""
         model = reference(self.content)
@@ -117,8 +121,7 @@ class Job:
         for name, candidate, plan in zip(names, candidates, plans, strict=True):
             contents["plan", name] = candidate.name, plan
         tasks = []
-        for entry, seed, task in self.tasks:
-            content = {"task": entry.name, **task.to_dict()}
+        for (entry, seed, task), content in zip(self.tasks, self.task_contents(), strict=True):
             tasks.append((entry, seed, task, reference(content)))
             contents["task", tasks[-1][-1]] = entry.label, content
         found = []

@@ -10,6 +10,7 @@ from ropewalk.errors import ArgumentError
 from ropewalk.evaluation.candidates import Candidate
 from ropewalk.evaluation.cells import Cell, Cells
 from ropewalk.evaluation.compare import Comparison, compare
+from ropewalk.evaluation.content import prompts_a_draw, reference
 from ropewalk.evaluation.grid import Engine, Job, Unit, check_prompts, job_of
 from ropewalk.evaluation.plans import Target, build_plan, distinct
 from ropewalk.evaluation.search import Pick, best_of, search_plan
@@ -108,10 +109,11 @@ def _run_length(config: SweepConfig, job: Job, target: Target, engine: Engine, w
     measure(candidates, report_indices(config))
     names = {plan.name for plan in candidates}
     baselines = [name for name in (PLAIN, pick.rule) if name in names]
+    draws = {reference(content): prompts_a_draw(content) for content in job.task_contents()}
     for entry in config.tasks:
         condition = job.condition(entry)
         found = job.cells(cells, entry, candidates, report_indices(config))
-        outcome.comparisons.append(compare(condition, found, baselines))
+        outcome.comparisons.append(compare(condition, found, baselines, draws))
         outcome.cells[condition.model, condition.task, condition.length] = found
     for _, _, task in job.tasks:
         about = task.to_dict().get("text")

@@ -11,14 +11,19 @@ from ropewalk.hf.hub import is_hub_id
 if TYPE_CHECKING:
     from ropewalk.hf.plan import Plan
 
-_METRICS = {"exact": "exact match", "nll": "negative log-likelihood of the answer, nats a token"}
+_METRICS = {
+    "exact": "exact match",
+    "nll": "negative log-likelihood of the answer, nats a token",
+    "text_nll": "negative log-likelihood of the text, nats a token",
+}
 
 
 @dataclass(frozen=True)
 class Figure:
     """One measured figure: `value` with its 95 % interval [low, high] over `n` prompts; an open bound is None.
 
-    arm: the encoding or plan. task: what was asked, such as `needle, 11,000 tokens, noisy`. metric: `exact` or `nll`.
+    arm: the encoding or plan. task: what was asked, such as `needle, 11,000 tokens, noisy`. metric: `exact`, `nll` or
+    `text_nll`.
     """
 
     arm: str
@@ -46,6 +51,7 @@ def card(title: str, about: str, figures: Sequence[Figure], base_model: str | No
             task_type="text-generation",
             dataset_type="ropewalk",
             dataset_name=figure.task,
+            dataset_config=figure.task,  # results of one configuration are made one data set's, whatever its name
             dataset_args={"prompts": figure.n},
             metric_type=figure.metric,
             metric_name=f"{_METRICS.get(figure.metric, figure.metric)}, {figure.arm}",

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ropewalk.evaluation.score import Answer
+from ropewalk.tasks.prompts import NOWHERE
 
 if TYPE_CHECKING:
     from ropewalk.extend import Outcome
@@ -52,9 +53,9 @@ def draw_by_depth(answers: dict[str, list[Answer]], title: str, path: Path) -> N
 
 
 def by_depth(answers: Sequence[Answer]) -> dict[float, tuple[float, float]]:
-    """Depth -> (share of right answers, mean NLL in nats a token), depths ascending."""
+    """Depth -> (share of right answers, mean NLL in nats a token), depths ascending; without what stood nowhere."""
     found = {}
-    for depth in sorted({a.depth for a in answers}):
+    for depth in sorted({a.depth for a in answers} - {NOWHERE}):
         here = [a for a in answers if a.depth == depth]
         found[depth] = _mean([float(a.is_exact) for a in here]), _mean([a.nll for a in here])
     return found

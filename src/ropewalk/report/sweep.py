@@ -16,23 +16,25 @@ from ropewalk.evaluation.search import Pick
 from ropewalk.evaluation.sweep_config import PLAIN
 from ropewalk.evaluation.sweep_run import Outcome
 from ropewalk.files import write_atomically
+from ropewalk.hf.card import Figure, card
 from ropewalk.report.page import Download, Folded, HeatMaps, Page, Paragraph, Part, Reproduce, Section, Table
 from ropewalk.tasks.prompts import NOWHERE
 
 # More maps than this nobody looks at; those of the plans with the likeliest answers are shown.
 MOST_MAPS = 9
 _HOW = (
-    "Brackets are 95 % intervals; prompts, not questions, count as independent. Differences are in answer NLL, nats a "
-    "token, on the prompts that both plans have: below 0 the right answers are likelier. p is Holm's, over all plans "
-    "compared with the same baseline under one condition."
+    "Brackets are 95 % intervals; prompts, not questions, count as independent, and all prompts of one many-shot "
+    "problem as one. Differences are in answer NLL, nats a token, on the prompts that both plans have: below 0 the "
+    "right answers are likelier. p is Holm's, over all plans compared with the same baseline under one condition."
 )
 
 
 def write_report(outcome: Outcome, cells: Cells, command: str, folder: Path) -> None:
-    """Write summary.md, summary.json and report.html, each whole or not at all."""
+    """Write summary.md, summary.json, card.md and report.html, each whole or not at all."""
     content = json.dumps(to_dict(outcome, command), indent=2, allow_nan=False) + "\n"
     write_atomically(folder / "summary.json", content)
     write_atomically(folder / "summary.md", markdown(outcome, command))
+    write_atomically(folder / "card.md", model_card(outcome, command))
     page(outcome, cells, command, content).write(folder / "report.html")
 
 
@@ -97,6 +99,21 @@ def markdown(outcome: Outcome, command: str) -> str:
     return "\n".join([*lines, ""])
 
 
+def model_card(outcome: Outcome, command: str) -> str:
+    """A README.md for a repository on the Hugging Face Hub: every figure as a table and as the hub's metadata."""
+    models = [entry.name for entry in outcome.config.models]
+    figures = []
+    for comparison in outcome.comparisons:
+        where = comparison.condition
+        task = f"{where.task}, {where.length:,} tokens" + f", {where.model}" * (len(models) > 1)
+        for row in comparison.rows:
+            if row.right is not None:
+                figures.append(_figure(row, task, "exact", row.right))
+            figures.append(_figure(row, task, "nll" if row.right is not None else "text_nll", row.nll))
+    about = f"{verdict(outcome)}\n\n```bash\n{command}\n```"
+    return card(f"Sweep: {', '.join(models)}", about, figures, models[0] if len(models) == 1 else None)
+
+
 def page(outcome: Outcome, cells: Cells, command: str, raw: str) -> Page:
     """The page; `raw` is the summary's JSON, to be downloaded."""
     parts: list[Part] = [Paragraph(_HOW)]
@@ -128,6 +145,11 @@ def facts(outcome: Outcome) -> dict[str, str]:
     return found | {"machine": machine()}
 
 
+def _figure(row: Row, task: str, metric: str, estimate: Estimate) -> Figure:
+    low, high = (bound if math.isfinite(bound) else None for bound in (estimate.low, estimate.high))
+    return Figure(row.plan, task, metric, estimate.mean, low, high, row.prompts)
+
+
 def _cells(comparison: Comparison, row: Row) -> tuple[str, ...]:
     right = "–" if row.right is None else _share(row.right)
     against = [_difference(row.against.get(name)) for name in comparison.baselines]
@@ -148,7 +170,7 @@ def _difference(against: Against | None) -> str:
 
 def _interval(estimate: Estimate, least: float = -math.inf) -> str:
     if math.isinf(estimate.high):
-        return "[one prompt: no interval]"
+        return "[one draw: no interval]"
     return f"[{max(least, estimate.low):.3f}, {estimate.high:.3f}]"
 
 
