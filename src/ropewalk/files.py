@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import secrets
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from ropewalk.errors import ArgumentError
@@ -16,13 +16,18 @@ def write_atomically(path: str | Path, text: str, argument: str = "out") -> None
 
     Raises ArgumentError naming the path when the place can't be written.
     """
+    write_parts_atomically(path, (text,), argument)
+
+
+def write_parts_atomically(path: str | Path, parts: Iterable[str], argument: str = "out") -> None:
+    """The same for a text that is too long to be in memory, given in parts."""
     path = Path(path)
     part = path.with_name(f".{path.name}.{secrets.token_hex(8)}.part")
     try:
         with one_line_errors(path, argument=argument):
             path.parent.mkdir(parents=True, exist_ok=True)
             with part.open("x", encoding="utf-8", newline="") as file:
-                file.write(text)
+                file.writelines(parts)
                 file.flush()
                 os.fsync(file.fileno())
             os.replace(part, path)

@@ -9,7 +9,7 @@ import pytest
 from datasets.utils import logging
 
 from ropewalk.errors import ArgumentError
-from ropewalk.tasks.arrow import arrow_dataset, check_length, pieces, sequences, sha256_of
+from ropewalk.tasks.arrow import arrow_dataset, check_length, packed, pieces, sequences, sha256_of
 
 NONE = ArgumentError("rows", 0, "none")
 COLUMNS = {"number": "int32", "digits": "[int16]"}
@@ -92,7 +92,14 @@ def test_pieces():
         {"input_ids": [7, 8], "labels": [-100, 8]},
     ]
     assert len(list(pieces([7, 8, 9, 7], 3))) == 1  # the last one has nothing to label
-    assert len(list(pieces([7, 8, 9, 7, 8], 3, whole_only=True))) == 1
+
+
+def test_packed():
+    assert list(packed([[7], [8, 9, 7, 8], [], [9, 9]], 3)) == [
+        {"input_ids": [7, 8, 9], "labels": [-100, 8, 9]},
+        {"input_ids": [7, 8, 9], "labels": [-100, 8, 9]},
+    ]
+    assert list(packed([[7, 8]], 3)) == []
     assert list(pieces([], 3)) == []
 
 

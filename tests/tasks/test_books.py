@@ -13,6 +13,7 @@ from tests.tasks.tokenizers import byte_tokenizer, story, word_tokenizer
 from ropewalk.errors import ArgumentError
 from ropewalk.tasks.books import Books, training_text
 from ropewalk.tasks.characters import Characters
+from ropewalk.tasks.corpus import corpus_of
 from ropewalk.tasks.haystack import text_of
 from ropewalk.tasks.language import Language
 
@@ -42,7 +43,7 @@ def test_parts_are_those_of_the_language_task(part: str, tmp_path: Path) -> None
     (tmp_path / "text.txt").write_text(STORY)
     task = Language(str(tmp_path / "text.txt"), length=50)
     text = training_text(task)
-    assert text.text == STORY
+    assert text.read() == STORY
     whole = [token for row in task.dataset(part) for token in row["input_ids"]]
     spelled = CHARACTERS.decode(whole)
     for window in Books(text, 300, 2, part=part).draw(CHARACTERS):
@@ -51,6 +52,13 @@ def test_parts_are_those_of_the_language_task(part: str, tmp_path: Path) -> None
     for other in others:
         rest = CHARACTERS.decode(token for row in task.dataset(other) for token in row["input_ids"])
         assert CHARACTERS.decode(Books(text, 300, 2, part=part).draw(CHARACTERS)[0]) not in rest
+
+
+@pytest.mark.parametrize("part", ["all", "train", "test"])
+def test_a_text_in_a_file_has_the_windows_of_the_same_text_in_memory(part: str, tmp_path: Path) -> None:
+    (tmp_path / "text.txt").write_text(STORY)
+    in_file = corpus_of(str(tmp_path / "text.txt"), 10**9)
+    assert Books(in_file, 300, 2, part=part).draw(CHARACTERS) == Books(TEXT, 300, 2, part=part).draw(CHARACTERS)
 
 
 def test_to_dict_tells_all_but_the_text_itself() -> None:

@@ -15,6 +15,7 @@ from ropewalk.evaluation.score import Estimate, mean_interval
 from ropewalk.evaluation.store import Store
 from ropewalk.evaluation.subjects import Subject, Subjects
 from ropewalk.tasks.books import WHOLE, Books, training_text
+from ropewalk.tasks.corpus import Corpus
 from ropewalk.tasks.haystack import Text, read_text
 
 
@@ -107,7 +108,7 @@ def training_length(subjects: Sequence[Subject]) -> int:
     return found
 
 
-def held_out(source: str, subjects: Sequence[Subject], part: str = "") -> tuple[Text, str, list[Subject]]:
+def held_out(source: str, subjects: Sequence[Subject], part: str = "") -> tuple[Text | Corpus, str, list[Subject]]:
     """(text, part of it to read, the models that were trained on the text).
 
     Where a model was trained on this very text, the text is what that model's task read of it, and the part its test
@@ -228,7 +229,7 @@ def _mean(values: Sequence[float]) -> Estimate:
     return mean_interval(values, range(len(values)))
 
 
-def _trained_on(subject: Subject, text: Text) -> Text | None:
+def _trained_on(subject: Subject, text: Text) -> Text | Corpus | None:
     """What a model was trained on, validated with and tested on, if that is this text as far as both go."""
     task = subject.trained_on
     if task is None:
@@ -241,8 +242,8 @@ def _trained_on(subject: Subject, text: Text) -> Text | None:
         read = training_text(task)
     except ArgumentError:
         return None  # its file is gone
-    if not (text.text.startswith(read.text) or read.text.startswith(text.text)):
-        return None
+    if not text.text.startswith(read.read(end=len(text.text))):
+        return None  # neither is the beginning of the other
     if subject.trained_text not in (None, read.fingerprint):
         remedy = f"has changed since {subject.name} was trained on it; bring that text back, or give another"
         raise ArgumentError("text", text.name, remedy)

@@ -6,7 +6,7 @@ import contextlib
 import functools
 import hashlib
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -37,7 +37,7 @@ def arrow_dataset(
     from datasets.exceptions import DatasetGenerationError
 
     features = Features({name: _feature(kind) for name, kind in columns.items()})
-    cache = _cache_folder()
+    cache = cache_folder()
     with one_line_errors(Path(cache), argument="ROPEWALK_CACHE"), _no_bars():
         try:
             made_from = {"rows": rows, "version": _VERSION} | depends_on
@@ -58,15 +58,30 @@ def sequences(
     return arrow_dataset(rows, {"input_ids": width, "labels": width}, none, **depends_on)
 
 
-def pieces(tokens: Sequence[int], length: int, whole_only: bool = False) -> Iterator[dict[str, Any]]:
+def pieces(tokens: Sequence[int], length: int) -> Iterator[dict[str, Any]]:
     """Cut tokens into sequences of `length`, all labelled but the first, which has nothing before it to tell it from.
 
-    The last one is shorter; it is left out if `whole_only`, or if it has no label.
+    The last one is shorter; it is left out if it has no label.
     """
     for start in range(0, len(tokens), length):
         piece = list(tokens[start : start + length])
-        if len(piece) == length or (len(piece) > 1 and not whole_only):
-            yield {"input_ids": piece, "labels": [NO_LABEL, *piece[1:]]}
+        if len(piece) > 1:
+            yield _labelled(piece)
+
+
+def packed(stretches: Iterable[Sequence[int]], length: int) -> Iterator[dict[str, Any]]:
+    """Cut tokens that come in stretches into sequences of exactly `length`; what is left over is left out."""
+    held: list[int] = []
+    for stretch in stretches:
+        held.extend(stretch)
+        whole = len(held) // length * length
+        for start in range(0, whole, length):
+            yield _labelled(held[start : start + length])
+        del held[:whole]
+
+
+def _labelled(piece: list[int]) -> dict[str, Any]:
+    return {"input_ids": piece, "labels": [NO_LABEL, *piece[1:]]}
 
 
 def check_length(length: Any) -> None:
@@ -109,7 +124,8 @@ def _some(rows: Callable[..., Iterator[dict[str, Any]]], version: int, **depends
         raise _NoRows
 
 
-def _cache_folder() -> str:
+def cache_folder() -> str:
+    """Where what is made once is kept."""
     if given := os.environ.get("ROPEWALK_CACHE"):
         return str(Path(given) / "tasks")
     from datasets import config

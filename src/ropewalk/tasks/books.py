@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from ropewalk.errors import ArgumentError, unknown_name
+from ropewalk.tasks.corpus import Corpus, bounds, corpus_of
 from ropewalk.tasks.haystack import Text, characters_per_token, draw_window, text_of
-from ropewalk.tasks.language import Language, part_of, whole_text
+from ropewalk.tasks.language import Language
 from ropewalk.tasks.sequences import SPLITS
 
 WHOLE = "all"
@@ -25,7 +26,7 @@ class Books:
     that can't be used.
     """
 
-    text: Text
+    text: Text | Corpus
     length: int
     windows: int = 8
     seed: int = 0
@@ -41,7 +42,7 @@ class Books:
 
     def draw(self, tokenizer: Any) -> list[list[int]]:
         """The windows, each exactly `length` token ids; ArgumentError for a text with too few tokens for them."""
-        whole = self.text.text if self.part == WHOLE else part_of(self.text, self.part)
+        whole = _characters(self.text, self.part)
         size = len(whole) // self.windows
         drawn = []
         for number in range(self.windows):
@@ -77,6 +78,12 @@ class Books:
         return ArgumentError("text", self.text.name, remedy)
 
 
-def training_text(task: Language) -> Text:
+def training_text(task: Language) -> Corpus:
     """The text of a language task, as far as the task reads it."""
-    return whole_text(task.text, task.characters)
+    return corpus_of(task.text, task.characters)
+
+
+def _characters(text: Text | Corpus, part: str) -> str:
+    size = text.characters if isinstance(text, Corpus) else len(text.text)
+    start, end = (0, size) if part == WHOLE else bounds(size, part)
+    return text.read(start, end) if isinstance(text, Corpus) else text.text[start:end]

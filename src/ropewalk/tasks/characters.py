@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from ropewalk.tasks.language import CHARACTERS, Language, characters_of, tokenizer_named, whole_text
+from ropewalk.tasks.corpus import corpus_of
+from ropewalk.tasks.language import CHARACTERS, Language, characters_of, tokenizer_named
 
 
 class Characters:
@@ -34,5 +35,5 @@ class Characters:
 def tokenizer_of(task: Language) -> Any:
     """What makes the tokens of a language task out of text; reads the task's text when its tokens are characters."""
     if task.tokenizer == CHARACTERS:
-        return Characters(characters_of(whole_text(task.text, task.characters)))
+        return Characters(characters_of(corpus_of(task.text, task.characters)))
     return tokenizer_named(task.tokenizer)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 from ropewalk.errors import ArgumentError
 
@@ -38,8 +39,13 @@ class Text:
 def text_of(text: str, name: str) -> Text:
     """A `Text` from a string in memory; refuses one without a single visible character."""
     if not text.strip():
-        raise ArgumentError("text", name, "holds no text; give a source with text in it")
+        raise no_text(name)
     return Text(text, name, hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest())
+
+
+def no_text(name: str) -> ArgumentError:
+    """The error for a source without a single visible character."""
+    return ArgumentError("text", name, "holds no text; give a source with text in it")
 
 
 def read_text(source: str | Path | None = None, at_most: int = AT_MOST) -> Text:
@@ -56,7 +62,7 @@ def read_text(source: str | Path | None = None, at_most: int = AT_MOST) -> Text:
     if source is None or source == DEMO:
         return text_of(_king_james()[:at_most], DEMO)
     if isinstance(source, str) and source.startswith("hf:"):
-        return text_of(_dataset(source, at_most), source)
+        return text_of("".join(dataset_texts(source, at_most)), source)
     return text_of(_file(Path(source), at_most), str(source))
 
 
@@ -67,6 +73,12 @@ def encode(tokenizer: PreTrainedTokenizerBase, text: str, special: bool = False)
     """
     encoded = tokenizer(text, add_special_tokens=False, split_special_tokens=not special, verbose=False)
     return [int(i) for i in encoded["input_ids"]]
+
+
+def encode_all(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> list[list[int]]:
+    """Token ids of each of several pieces of text, on all cores where the tokenizer can."""
+    encoded = tokenizer(texts, add_special_tokens=False, split_special_tokens=True, verbose=False)
+    return list(encoded["input_ids"])
 
 
 def encode_item(tokenizer: PreTrainedTokenizerBase, item: str, separator: str) -> list[int]:
@@ -143,10 +155,12 @@ def _king_james() -> str:
     return str(bible.scripture_content).replace("[", "").replace("]", "").strip() + "\n"
 
 
-def _file(path: Path, at_most: int) -> str:
+@contextlib.contextmanager
+def opened(path: str | Path, newline: str | None = None) -> Iterator[TextIO]:
+    """A UTF-8 text file to be read; what goes wrong, while it is read too, comes out as an ArgumentError."""
     try:
-        with path.open(encoding="utf-8-sig") as file:
-            text = file.read(at_most)
+        with open(path, encoding="utf-8-sig", newline=newline) as file:
+            yield file
     except FileNotFoundError as error:
         remedy = f"no such file; give a text file, hf:NAME or {DEMO}"
         raise ArgumentError("text", str(path), remedy) from error
@@ -155,15 +169,28 @@ def _file(path: Path, at_most: int) -> str:
     except OSError as error:
         remedy = f"can't be read ({error.strerror}); give a readable text file"
         raise ArgumentError("text", str(path), remedy) from error
+
+
+def _file(path: Path, at_most: int) -> str:
+    with opened(path) as file:
+        text = file.read(at_most)
     if "\0" in text:
         raise ArgumentError("text", str(path), "is a binary file; give a text file")
     return text
 
 
-def _dataset(source: str, at_most: int) -> str:
-    """Rows of a streamed data set's text column, joined by blank lines, up to `at_most` characters."""
-    _, _, _, column = _dataset_parts(source, "text")
-    return _join_rows(dataset_rows(source, "text"), source, column or "text", at_most)
+def dataset_texts(source: str, at_most: int) -> Iterator[str]:
+    """Rows of a streamed data set's text column, joined by blank lines, up to `at_most` characters, in parts."""
+    _, _, _, named = _dataset_parts(source, "text")
+    column, left = named or "text", at_most
+    for number, row in enumerate(dataset_rows(source, "text")):
+        if not isinstance(row.get(column), str):
+            raise ArgumentError("text", source, f"has no text column {column!r}; name one of {', '.join(row)} after #")
+        part = ("\n\n" if number else "") + row[column]
+        yield part[:left]
+        left -= len(part)
+        if left <= 0:
+            return
 
 
 def dataset_rows(source: str, argument: str) -> Iterator[dict[str, Any]]:
@@ -191,19 +218,6 @@ def _dataset_parts(source: str, argument: str) -> tuple[str, str | None, str, st
         raise ArgumentError(argument, source, "must read hf:NAME[:CONFIG][:SPLIT][#COLUMN]")
     name, config, split = [*parts, "", ""][:3]
     return name, config or None, split or "train", column
-
-
-def _join_rows(rows: Iterable[dict[str, Any]], source: str, column: str, at_most: int) -> str:
-    pieces: list[str] = []
-    characters = 0
-    for row in rows:
-        if not isinstance(row.get(column), str):
-            raise ArgumentError("text", source, f"has no text column {column!r}; name one of {', '.join(row)} after #")
-        pieces.append(row[column])
-        characters += len(row[column]) + 2
-        if characters >= at_most:
-            break
-    return "\n\n".join(pieces)[:at_most]
 
 
 def draw_windows(text: Text, tokenizer: Any, length: int, count: int) -> list[list[int]]:

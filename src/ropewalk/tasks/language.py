@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import os
-from collections.abc import Iterator
+import itertools
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from ropewalk.errors import ArgumentError
-from ropewalk.tasks.arrow import check_length, pieces, sequences
+from ropewalk.tasks.arrow import check_length, packed, sequences
+from ropewalk.tasks.corpus import Corpus, corpus_of
 from ropewalk.tasks.drawn import whole_number
-from ropewalk.tasks.haystack import AT_MOST, DEMO, Text, encode, read_text
+from ropewalk.tasks.haystack import AT_MOST, DEMO, encode_all
 from ropewalk.tasks.sequences import SequenceTask, check_split
 
 if TYPE_CHECKING:
@@ -21,8 +22,8 @@ if TYPE_CHECKING:
 
 CHARACTERS = "characters"
 _UNKNOWN = 0
-# A text is tokenized a stretch at a time: a tokenizer keeps much more of a text than its ids.
-_STRETCH = 1_000_000
+# A text is tokenized in stretches, a few at a time: a tokenizer keeps much more of a text than its ids.
+_STRETCH, _TOGETHER = 1_000_000, 4
 
 
 @dataclass(frozen=True)
@@ -56,12 +57,12 @@ class Language(SequenceTask):
     @property
     def sha256(self) -> str:
         """The SHA-256 (hex) of the text, as far as it is read."""
-        return whole_text(self.text, self.characters).fingerprint
+        return corpus_of(self.text, self.characters).fingerprint
 
     @property
     def vocabulary_size(self) -> int:
         if self.tokenizer == CHARACTERS:
-            return 1 + len(characters_of(whole_text(self.text, self.characters)))
+            return 1 + len(characters_of(corpus_of(self.text, self.characters)))
         return 1 + max(tokenizer_named(self.tokenizer).get_vocab().values())
 
     @property
@@ -78,55 +79,38 @@ class Language(SequenceTask):
 
 
 def _rows(text: str, tokenizer: str, characters: int, length: int, split: str, **rest: Any) -> Iterator[dict[str, Any]]:
-    read = whole_text(text, characters)
-    part = part_of(read, split)
+    corpus = corpus_of(text, characters)
     if tokenizer == CHARACTERS:
-        places = {character: place for place, character in enumerate(characters_of(read), start=_UNKNOWN + 1)}
-        tokens = [places.get(character, _UNKNOWN) for character in part]
+        places = {character: place for place, character in enumerate(characters_of(corpus), start=_UNKNOWN + 1)}
+        tokens = ([places.get(character, _UNKNOWN) for character in block] for block in corpus.part(split))
+        yield from packed(tokens, length)
     else:
-        speller = tokenizer_named(tokenizer)
-        tokens = [token for stretch in _stretches(part) for token in encode(speller, stretch)]
-    yield from pieces(tokens, length, whole_only=True)
+        yield from packed(_encoded(tokenizer_named(tokenizer), corpus.part(split)), length)
 
 
-def part_of(text: Text, split: str) -> str:
-    """The characters of a text that are for training, for validation or for the test."""
-    size = len(text.text)
-    train, validation = size * 90 // 100, size * 95 // 100
-    starts, ends = {"train": (0, train), "validation": (train, validation), "test": (validation, size)}[split]
-    return text.text[starts:ends]
+def _encoded(tokenizer: PreTrainedTokenizerBase, blocks: Iterable[str]) -> Iterator[list[int]]:
+    stretches = _stretches(blocks)
+    while several := list(itertools.islice(stretches, _TOGETHER)):
+        yield from encode_all(tokenizer, several)
 
 
-def _stretches(text: str) -> Iterator[str]:
+def _stretches(blocks: Iterable[str]) -> Iterator[str]:
     """The text in stretches that end with a line, where hardly any tokenizer joins what is left and right."""
-    start = 0
-    while start < len(text):
-        end = len(text)
-        if end - start > _STRETCH:
-            end = (text.rfind("\n", start, start + _STRETCH) + 1) or (start + _STRETCH)
-        yield text[start:end]
-        start = end
-
-
-def whole_text(source: str, characters: int) -> Text:
-    """At most `characters` of a source that `read_text` takes; read again when its file has changed."""
-    try:
-        status = os.stat(source)
-        seen = (status.st_size, status.st_mtime_ns)
-    except (OSError, ValueError):
-        seen = (0, 0)  # no file: a data set, the demo, or an error that reading tells
-    return _read(source, characters, seen)
+    held = ""
+    for block in blocks:
+        held += block
+        while len(held) > _STRETCH:
+            end = (held.rfind("\n", 0, _STRETCH) + 1) or _STRETCH
+            yield held[:end]
+            held = held[end:]
+    if held:
+        yield held
 
 
 @functools.lru_cache(maxsize=2)
-def _read(source: str, characters: int, seen: tuple[int, int]) -> Text:
-    return read_text(source, characters)
-
-
-@functools.lru_cache(maxsize=2)
-def characters_of(text: Text) -> str:
+def characters_of(corpus: Corpus) -> str:
     """The characters of a text's training part, in the order of Unicode."""
-    return "".join(sorted(set(part_of(text, "train"))))
+    return "".join(sorted(set().union(*corpus.part("train"))))
 
 
 @functools.lru_cache(maxsize=2)
