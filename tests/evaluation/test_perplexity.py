@@ -21,6 +21,7 @@ from ropewalk.evaluation.perplexity import Curve, curves, held_out, measure, tra
 from ropewalk.evaluation.store import Store
 from ropewalk.evaluation.subjects import Subjects
 from ropewalk.tasks.books import Books
+from ropewalk.tasks.corpus import Corpus
 from ropewalk.tasks.haystack import Text, text_of
 from ropewalk.tasks.language import Language
 
@@ -55,7 +56,8 @@ def text_at(place: Path, text: str) -> str:
 def test_a_text_that_was_trained_on_is_read_in_its_test_part(place: Path, tmp_path: Path) -> None:
     subjects = opened(place, "bytes", "rope/seed-0").all
     text, part, trained = held_out(str(place / "text.txt"), subjects)
-    assert (text.text, part, [s.name for s in trained]) == (STORY, "test", ["rope, seed 0"])
+    assert isinstance(text, Corpus)
+    assert (text.read(), part, [s.name for s in trained]) == (STORY, "test", ["rope, seed 0"])
     copy = text_at(tmp_path, STORY)  # the same text under another name
     assert held_out(copy, subjects)[1] == "test"
     assert held_out(copy, subjects, "validation")[1] == "validation"
@@ -64,13 +66,15 @@ def test_a_text_that_was_trained_on_is_read_in_its_test_part(place: Path, tmp_pa
 def test_other_texts_are_read_whole(place: Path, tmp_path: Path) -> None:
     subjects = opened(place, "rope/seed-0").all
     text, part, trained = held_out(text_at(tmp_path, story(50, seed=9)), subjects)
+    assert isinstance(text, Text)
     assert (text.text, part, trained) == (story(50, seed=9), "all", [])
     assert held_out(str(place / "text.txt"), opened(place, "bytes").all)[1] == "all"
 
 
 def test_a_model_trained_on_a_stretch_of_the_text_is_read_in_that_stretch(place: Path) -> None:
     text, part, _ = held_out(str(place / "text.txt"), opened(place, "half/seed-0").all)
-    assert text.text == STORY[: len(STORY) // 2] and part == "test"
+    assert isinstance(text, Corpus)
+    assert text.read() == STORY[: len(STORY) // 2] and part == "test"
     with pytest.raises(ArgumentError, match="were trained on different stretches"):
         held_out(str(place / "text.txt"), opened(place, "rope/seed-0", "half/seed-0").all)
 
@@ -184,7 +188,3 @@ def test_one_window_has_no_interval(place: Path) -> None:
     rows = arms(opened(place, "rope/seed-0").all)
     (curve,) = curves(rows, Reading(4, 1), {rows[0].name: [[1.0]]})
     assert math.isinf(curve.points[0].nll.high) and curve.to_dict()["points"][0]["nll"]["high"] is None
-
-
-def test_a_text_of_a_run_is_a_text(place: Path) -> None:
-    assert isinstance(held_out(str(place / "text.txt"), opened(place, "rope/seed-0").all)[0], Text)
