@@ -128,4 +128,5 @@ def test_prompts_of_one_draw_are_one_unit() -> None:
 def test_a_many_shot_problem_is_one_draw() -> None:
     problems = problems_of([Problem("q", "1", "", "p 1"), Problem("r", "2", "", "p 2")], "p")
     assert prompts_a_draw(ManyShotTask(problems, 300, (None, 0.0, 1.0)).to_dict()) == 3
+    assert prompts_a_draw(ManyShotTask(problems, 300, (None, 0.0), protocol="multi").to_dict()) == 1
     assert prompts_a_draw({"task": "needle", "depths": 5}) == 1

@@ -34,8 +34,7 @@ def task(length=2000, **fields):
 
 
 def total(prompt):
-    (question,) = prompt.questions
-    return len(prompt.haystack_ids) + len(question.ids) + len(question.answer_ids)
+    return len(prompt.haystack_ids) + max(len(q.ids) + len(q.answer_ids) for q in prompt.questions)
 
 
 def whole(problem):
@@ -55,6 +54,45 @@ def examples(prompt):
 def test_length_is_exact(tokenizer, length, seed, depths):
     one = task(length, seed=seed, depths=depths[:2])
     assert [total(prompt) for prompt in one.prompts(tokenizer, 4)] == [length] * 4
+
+
+@pytest.mark.parametrize("tokenizer", KINDS.values(), ids=KINDS.keys())
+@settings(max_examples=10, deadline=None)
+@given(length=st.integers(1500, 3000), seed=st.integers(0, 10**6))
+def test_length_is_exact_for_the_longest_of_several_questions(tokenizer, length, seed):
+    one = task(length, seed=seed, depths=["none", 0, 0.4, 1], protocol="multi")
+    assert [total(prompt) for prompt in one.prompts(tokenizer, 3)] == [length] * 3
+
+
+class TestMulti:
+    def test_every_depth_has_a_problem_of_its_own(self):
+        tokenizer = byte_tokenizer()
+        one = task(3000, depths=["none", 0, 0.5, 1], protocol="multi")
+        prompts = one.prompts(tokenizer, 3)
+        assert [p.id for p in prompts] == [f"many_shot/multi/3000/0/{i}" for i in range(3)]
+        assert len({q.key for p in prompts for q in p.questions}) == 12
+        for prompt in prompts:
+            found = examples(prompt)
+            drawn = len(found) - 3
+            assert [q.depth for q in prompt.questions] == [-1.0, 0.0, 0.5, 1.0]
+            for question, place in zip(prompt.questions, (None, 0, 1 + int(0.5 * drawn + 0.5), -1), strict=True):
+                asked = next(p for p in PROBLEMS.problems if p.place == question.key)
+                start, end = question.needle_span
+                assert tokenizer.decode(prompt.haystack_ids[start:end]) == ("" if place is None else whole(asked))
+                assert found.count((asked.question, asked.answer)) == (place is not None)
+                assert place is None or found[place] == (asked.question, asked.answer)
+                assert tokenizer.decode(question.answer_ids) == f" {asked.answer}\n"
+
+    def test_prompts_ask_all_problems_and_no_more(self):
+        one = task(depths=["none", 1], protocol="multi")
+        prompts = one.prompts(word_tokenizer(), len(PROBLEMS.problems) // 2)
+        assert len({q.key for p in prompts for q in p.questions}) == len(PROBLEMS.problems)
+        with pytest.raises(ArgumentError, match=f"for {len(prompts)} prompts, none for number {len(prompts)}"):
+            one.prompts(word_tokenizer(), 1, first=len(prompts))
+
+    def test_other_protocols_are_refused(self):
+        with pytest.raises(ArgumentError, match="protocol='both': choose single or multi"):
+            task(protocol="both")
 
 
 class TestPrompt:

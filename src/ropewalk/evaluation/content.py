@@ -30,6 +30,7 @@ def cell_key(model: str, plan: str, task: str, prompt: int) -> str:
 def prompts_a_draw(task: Mapping[str, Any]) -> int:
     """How many prompts in a row are one independent draw, from what a task is named by.
 
-    The prompts of a many-shot problem, one at each depth, share their examples and what is asked.
+    The prompts of a many-shot problem, one at each depth, share their examples and what is asked; in the multi
+    protocol a prompt has all its depths itself.
     """
-    return len(task["depths"]) if "problems" in task else 1
+    return len(task["depths"]) if "problems" in task and task["protocol"] == "single" else 1

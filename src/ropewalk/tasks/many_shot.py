@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 Depth = float | None
 PAPER_DEPTHS: tuple[Depth, ...] = (None, 0.0, 1 / 3, 2 / 3, 1.0)
+PROTOCOLS = "single", "multi"
 _LEFT_OUT = "none"
 _INSTRUCTION = "Below are problems, each with its answer and how to find it. Answer the last problem in the same form."
 _PROBLEM = "Problem: {key}"
@@ -36,23 +37,29 @@ class ManyShotTask:
 
     problems: where examples and problems asked come from. length: tokens of a whole prompt, answer included. depths:
     where the problem asked stands among the examples, worked like them: 0 before all, 1 after all, None (or "none")
-    nowhere; a fraction may be a text such as "1/3". Prompt i asks problem number i // len(depths), in an order drawn
-    from the seed, at depth number i % len(depths). The prompts of one problem share their examples, in one order, so
-    only problems are independent draws.
+    nowhere; a fraction may be a text such as "1/3".
 
-    A prompt has as many whole examples as fit, drawn from all problems but the one asked, and before them the end of
-    one more, cut so that the length is exact. Raises ArgumentError for values that can't be used.
+    protocol: with `single`, the paper's way, prompt i asks problem number i // len(depths), in an order drawn from the
+    seed, at depth number i % len(depths). The prompts of one problem share their examples, in one order, so only
+    problems are independent draws. With `multi` a prompt asks a problem of its own for each depth, all of them among
+    the same examples: one reading answers as many questions as there are depths.
+
+    A prompt has as many whole examples as fit, drawn from all problems but those asked, and before them the end of one
+    more, cut so that the length is exact for the longest question. Raises ArgumentError for values that can't be used.
     """
 
     problems: Problems
     length: int
     depths: tuple[Depth, ...] = PAPER_DEPTHS
+    protocol: str = "single"
     seed: int = 0
     use_chat_template: bool = True
 
     def __post_init__(self) -> None:
         if self.length < 1:
             raise ArgumentError("length", self.length, "must be a positive number of tokens")
+        if self.protocol not in PROTOCOLS:
+            raise ArgumentError("protocol", self.protocol, f"choose {' or '.join(PROTOCOLS)}")
         given: Any = self.depths
         each = given if isinstance(given, (list, tuple)) else (given,)
         object.__setattr__(self, "depths", tuple(_depth(one) for one in each))
@@ -70,6 +77,7 @@ class ManyShotTask:
             "problems": self.problems.to_dict(),
             "length": self.length,
             "depths": list(self.depths),
+            "protocol": self.protocol,
             "seed": self.seed,
             "use_chat_template": self.use_chat_template,
         }
@@ -86,36 +94,40 @@ class ManyShotTask:
         return [self._prompt(tokenizer, frame, index) for index in indices]
 
     def prompt_id(self, index: int) -> str:
-        """The name of prompt `index`: what all prompts of its problem have in common, then the depth."""
+        """The name of prompt `index`; single: what all prompts of its problem have in common, then the depth."""
+        if self.protocol == "multi":
+            return f"many_shot/multi/{self.length}/{self.seed}/{index}"
         number, depth = divmod(index, len(self.depths))
         return f"many_shot/{self.length}/{self.seed}/{number}/{_spelled(self.depths[depth])}"
 
     def _prompt(self, tokenizer: PreTrainedTokenizerBase, frame: Frame, index: int) -> Prompt:
-        number, which = divmod(index, len(self.depths))
-        problem, depth = self._asked(number), self.depths[which]
-        ids, answer = frame.ask(tokenizer, problem.question, problem.answer, end="\n")
-        inserted = _example(tokenizer, problem)
-        room = self.length - len(frame.head) - len(ids) - len(answer) - (0 if depth is None else len(inserted))
-        front, examples = self._examples(tokenizer, problem, number, room)
-        haystack, span = [*frame.head, *front], (0, 0)
-        place = -1 if depth is None else int(depth * len(examples) + 0.5)
+        number, asked = self._asked(index)
+        spelled = [frame.ask(tokenizer, p.question, p.answer, end="\n") for p, _ in asked]
+        inserted = [[] if depth is None else _example(tokenizer, p) for p, depth in asked]
+        room = self.length - len(frame.head) - max(len(ids) + len(answer) for ids, answer in spelled)
+        room -= sum(map(len, inserted))
+        front, examples = self._examples(tokenizer, [p for p, _ in asked], number, room)
+        haystack, spans = [*frame.head, *front], [(0, 0)] * len(asked)
+        places = [-1 if depth is None else int(depth * len(examples) + 0.5) for _, depth in asked]
         for count, example in enumerate([*examples, []]):
-            if count == place:
-                span = len(haystack), len(haystack) + len(inserted)
-                haystack += inserted
+            for here in (i for i, place in enumerate(places) if place == count):
+                spans[here] = len(haystack), len(haystack) + len(inserted[here])
+                haystack += inserted[here]
             haystack += example
-        where = NOWHERE if depth is None else depth
-        question = Question(tuple(ids), tuple(answer), problem.place, problem.answer, where, span)
-        return Prompt(self.prompt_id(index), tuple(haystack), (question,))
+        questions = [
+            Question(tuple(ids), tuple(answer), p.place, p.answer, NOWHERE if depth is None else depth, span)
+            for (p, depth), (ids, answer), span in zip(asked, spelled, spans, strict=True)
+        ]
+        return Prompt(self.prompt_id(index), tuple(haystack), tuple(questions))
 
     def _examples(
-        self, tokenizer: PreTrainedTokenizerBase, asked: Problem, number: int, room: int
+        self, tokenizer: PreTrainedTokenizerBase, asked: list[Problem], number: int, room: int
     ) -> tuple[list[int], list[list[int]]]:
         """(the end of an example, the whole examples after it), together `room` tokens."""
         whole: list[list[int]] = []
         left, shortest = room, 0
         for problem in self._shuffled(f"many_shot/{self.seed}/{number}"):
-            if problem is asked:
+            if any(problem is one for one in asked):
                 continue
             example = _example(tokenizer, problem)
             if len(example) <= left:
@@ -126,25 +138,34 @@ class ManyShotTask:
             else:  # too long for the whole room: perhaps others aren't
                 shortest = min(len(example), shortest or len(example))
         if shortest and not whole:
-            remedy = f"too short for one example beside problem {asked.place}; use at least"
+            remedy = f"too short for one example beside {_places(asked)}; use at least"
             raise ArgumentError("length", self.length, f"{remedy} {self.length - left + shortest}")
         if left:
             remedy = f"fills {room - left:,} of {room:,} tokens; give more problems, or ask for a shorter length"
             raise ArgumentError("questions", self.problems.name, remedy)
         return [], whole
 
-    def _asked(self, number: int) -> Problem:
-        found = self.problems.problems
-        if number >= len(found):
-            most = len(found) * len(self.depths)
-            raise ArgumentError("questions", self.problems.name, f"has problems for {most:,} prompts; ask for fewer")
-        return self._shuffled(f"asked/{self.seed}")[number]
+    def _asked(self, index: int) -> tuple[int, list[tuple[Problem, Depth]]]:
+        """(the number that draws the examples, the problems asked with their depths) of prompt `index`."""
+        found, depths = self.problems.problems, self.depths
+        number, which = (index, 0) if self.protocol == "multi" else divmod(index, len(depths))
+        first, chosen = (index * len(depths), depths) if self.protocol == "multi" else (number, (depths[which],))
+        if first + len(chosen) > len(found):
+            most = len(found) // len(depths) if self.protocol == "multi" else len(found) * len(depths)
+            remedy = f"has problems for {most:,} prompts, none for number {index}; give more problems"
+            raise ArgumentError("questions", self.problems.name, f"{remedy}, or ask for fewer prompts or depths")
+        asked = self._shuffled(f"asked/{self.seed}")[first : first + len(chosen)]
+        return number, list(zip(asked, chosen, strict=True))
 
     def _shuffled(self, seed: str) -> list[Problem]:
         # Only random() gives the same numbers in every version of Python.
         rng = random.Random(seed)
         found = self.problems.problems
         return [found[i] for _, i in sorted((rng.random(), i) for i in range(len(found)))]
+
+
+def _places(problems: list[Problem]) -> str:
+    return f"problem{'s' * (len(problems) > 1)} {', '.join(problem.place for problem in problems)}"
 
 
 def _example(tokenizer: PreTrainedTokenizerBase, problem: Problem) -> list[int]:
