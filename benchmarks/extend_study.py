@@ -57,9 +57,9 @@ class Condition:
         task = self.job.task(self.search_text)
         candidates = rule_candidates(own, self.own_length, self.length, stretched)[:rules]
         self.sweep.measure("rules", [plain_candidate(own), *candidates], task, [0])
-        best = sorted(candidates, key=lambda c: self._nll("rules", c.name))[:SECOND_PROMPT]
+        best = sorted(candidates, key=lambda c: self.nll("rules", c.name))[:SECOND_PROMPT]
         self.sweep.measure("rules", best, task, [1])
-        rule = min(best, key=lambda c: self._nll("rules", c.name))
+        rule = min(best, key=lambda c: self.nll("rules", c.name))
         if self.store.has("decision/study"):
             return
         statistics = calibrate(self.model, self.tokenizer, self.search_text, self.length, rule, self.store)
@@ -73,14 +73,14 @@ class Condition:
         rule = next(r["rule"] for r in self.store.records() if r["key"] == "decision/study")
         rules, plans = self._encodings("rules"), self._encodings("dope")
         modes: dict[str, str] = {}
-        for name in sorted((n for n in plans if n.startswith(f"{rule} + ")), key=lambda n: self._nll("dope", n)):
+        for name in sorted((n for n in plans if n.startswith(f"{rule} + ")), key=lambda n: self.nll("dope", n)):
             encoding = plans[name]
             assert isinstance(encoding, DoPE)
             modes.setdefault(encoding.mode, name)
         first = [Candidate("plain", rules["plain"]), Candidate(rule, rules[rule])]
         first += [Candidate(name, plans[name]) for name in modes.values()]
         others: dict[str, str] = {rule.split()[0]: rule}
-        for name in sorted(set(rules) - {"plain"}, key=lambda n: self._nll("rules", n)):
+        for name in sorted(set(rules) - {"plain"}, key=lambda n: self.nll("rules", n)):
             others.setdefault(name.split()[0], name)
         return first, [Candidate(name, rules[name]) for name in others.values() if name != rule]
 
@@ -94,7 +94,8 @@ class Condition:
         records = (r for r in self.store.records() if r["kind"] == "answers" and r["stage"] == stage)
         return {r["candidate"]: Encoding.from_dict(r["encoding"]) for r in records}
 
-    def _nll(self, stage: str, name: str) -> float:
+    def nll(self, stage: str, name: str) -> float:
+        """The mean answer NLL of a candidate over a stage's prompts."""
         found = [
             Answer.from_dict(answer)
             for r in self.store.records()

@@ -1,0 +1,130 @@
+"""One comparison of SmolLM2 past its training length: needles, many-shot, perplexity, every plan on the same prompts.
+
+    python benchmarks/smollm2_evidence.py --questions train.jsonl --out results/smollm2
+
+The needles' answers come from the records that `extend_study.py` wrote (results/extend-smollm2); the same plans (plain,
+the best factor of every length rule, the best DoPE plan of each mode) then read many-shot prompts and windows of text
+at the first of the lengths. All cells are in one folder, and one page compares them. A run that was stopped goes on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+import sys
+from pathlib import Path
+from typing import Any
+
+from extend_study import SETTINGS, Condition
+
+from ropewalk import load_model
+from ropewalk.evaluation.candidates import Candidate
+from ropewalk.evaluation.cells import Cell, Cells
+from ropewalk.evaluation.compare import compare
+from ropewalk.evaluation.engines.local import Local
+from ropewalk.evaluation.grid import Job, Measured, Unit, Windows
+from ropewalk.evaluation.read import Reader
+from ropewalk.evaluation.score import Answer
+from ropewalk.evaluation.search import Pick
+from ropewalk.evaluation.sweep_config import PLAIN, REPORT_FIRST, TaskEntry, build_config
+from ropewalk.evaluation.sweep_run import Outcome
+from ropewalk.hf.fingerprint import describe
+from ropewalk.report.sweep import write_report
+from ropewalk.tasks.needle import NeedleTask
+from ropewalk.tasks.reading import reading_task
+
+MODEL = "smollm2"
+
+
+def main() -> None:
+    """Gather, measure what is missing, and write the page."""
+    options = _options()
+    model, tokenizer = load_model(MODEL)
+    about = describe(model)
+    shown = {"models": MODEL, "plans": [PLAIN], "tasks": "needle", "lengths": options.lengths}
+    outcome = Outcome(build_config(shown | {"prompts": options.prompts}), models=[about])
+    indices = range(REPORT_FIRST, REPORT_FIRST + options.prompts)
+    with Cells(options.out) as cells:
+        for number, length in enumerate(options.lengths):
+            studied = {s: Condition(model, tokenizer, length, s, options.records) for s in SETTINGS}
+            first, others = studied["original"].arms()
+            plans, entries = [*first, *others], _needles(studied)
+            content = {name: about[name] for name in ("name", "fingerprint")} | {"dtype": "float32"}
+            for unit in Job(MODEL, content, length, entries).units(plans, indices):
+                _take(cells, unit, studied)
+            if number == 0:
+                more = _more(studied["original"], length, options.questions)
+                job = Job(MODEL, content, length, more)
+                Local(Reader(model, tokenizer), cells, on_done=_say).run(job.units(plans, indices))
+                entries += more
+            _compare(outcome, Job(MODEL, content, length, entries), cells, plans, indices)
+            outcome.picks.append(_pick(studied["original"], length, first[1].name))
+            outcome.texts["kjv, the part that is judged on"] = studied["original"].final_text.fingerprint
+            for condition in studied.values():
+                condition.store.close()
+        command = shlex.join(["python", "benchmarks/smollm2_evidence.py", *sys.argv[1:]])
+        write_report(outcome, cells, command, options.out)
+
+
+def _needles(studied: dict[str, Condition]) -> tuple[Any, ...]:
+    return tuple(
+        (TaskEntry("needle", {}, f"needle, {setting}"), 0, condition.job.task(condition.final_text))
+        for setting, condition in studied.items()
+    )
+
+
+def _more(condition: Condition, length: int, questions: str) -> tuple[Any, ...]:
+    many_shot = reading_task("many_shot", length, 0, {"questions": questions, "protocol": "multi"})
+    windows = Windows(condition.final_text, length)
+    return (
+        (TaskEntry("many_shot", {}, "many-shot"), 0, many_shot),
+        (TaskEntry("perplexity", {}, "perplexity"), 0, windows),
+    )
+
+
+def _take(cells: Cells, unit: Unit, studied: dict[str, Condition]) -> None:
+    """Put a prompt's answers from the study's records into the folder, those that aren't there."""
+    assert isinstance(unit.task, NeedleTask)
+    prompt = unit.task.prompt_id(unit.index)
+    records = studied[unit.task.setting].store.records()
+    held = {r["candidate"]: r for r in records if r.get("stage") == "final" and r.get("prompt") == prompt}
+    for number, (candidate, key) in enumerate(zip(unit.candidates, unit.keys, strict=True)):
+        record = held.get(candidate.name)
+        if record is not None and key not in cells.cells:
+            answers = tuple(Answer.from_dict(answer) for answer in record["answers"])
+            unit.put(cells, Measured(number, answers, record["seconds"]))
+
+
+def _compare(outcome: Outcome, job: Job, cells: Cells, plans: list[Candidate], indices: range) -> None:
+    rule = plans[1].name
+    for entry, _, _ in job.tasks:
+        condition = job.condition(entry)
+        found = job.cells(cells, entry, plans, indices)
+        outcome.comparisons.append(compare(condition, found, [PLAIN, rule]))
+        outcome.cells[condition.model, condition.task, condition.length] = found
+
+
+def _pick(condition: Condition, length: int, rule: str) -> Pick:
+    """What the study's search tried, best first, on prompts of its own."""
+    records = [r for r in condition.store.records() if r["kind"] == "answers" and r["stage"] in ("rules", "dope")]
+    tried = {name: condition.nll(stage, name) for name, stage in {r["candidate"]: r["stage"] for r in records}.items()}
+    return Pick(MODEL, length, rule, (), tuple(sorted(tried.items(), key=lambda item: item[1])), 1)
+
+
+def _say(unit: Unit, number: int, cell: Cell) -> None:
+    right = "" if cell.right is None else f"  {cell.right} of {cell.n}"
+    print(f"{unit.name}  {unit.candidates[number].name}{right}  NLL {cell.nll:.3f}  {cell.seconds:.0f} s", flush=True)
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--questions", required=True, help="JSON lines of questions and answers, such as GSM8K's")
+    parser.add_argument("--records", type=Path, default=Path("results/extend-smollm2"))
+    parser.add_argument("--lengths", type=int, nargs="+", default=[11000, 16384])
+    parser.add_argument("--prompts", type=int, default=3)
+    parser.add_argument("--out", type=Path, required=True)
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()
