@@ -58,7 +58,13 @@ def test_models_and_a_plan_are_measured_compared_and_kept(
     assert run(place, "llama", "rope/seed-0", out=out, **given) == OK
     captured = capsys.readouterr()
     assert captured.err == "" and "all pairs: the good sentence is the likelier one:" in captured.out
-    assert {p.name for p in out.iterdir()} == {"results.jsonl", "summary.md", "summary.json", "downstream.png"}
+    assert {p.name for p in out.iterdir()} == {
+        "results.jsonl",
+        "summary.md",
+        "summary.json",
+        "downstream.png",
+        "report.html",
+    }
     found = json.loads((out / "summary.json").read_text())
     names = ["llama", "llama + plan plan", "rope, seed 0"]
     assert [arm["name"] for arm in found["arms"]] == names and all(name in captured.out for name in names)

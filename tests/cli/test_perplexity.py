@@ -48,7 +48,13 @@ def test_models_and_rules_are_measured_and_kept(
     assert captured.err == "" and "from the test part of" in captured.out
     assert "models trained on its train part: rope, seed 0; nope, seed 0." in captured.out
     out = tmp_path / "o"
-    assert {p.name for p in out.iterdir()} == {"results.jsonl", "summary.md", "summary.json", "perplexity.png"}
+    assert {p.name for p in out.iterdir()} == {
+        "results.jsonl",
+        "summary.md",
+        "summary.json",
+        "perplexity.png",
+        "report.html",
+    }
     found = json.loads((out / "summary.json").read_text())
     names = ["rope, seed 0", "rope, seed 0 + yarn x3", "rope, seed 0 + ntk x3", "nope, seed 0"]
     assert [arm["name"] for arm in found["arms"]] == names and all(name in captured.out for name in names)

@@ -41,7 +41,7 @@ def test_a_model_is_swapped_trained_on_and_kept(
     assert run(place, out, warmup="2", learning_rate="0.01") == OK
     captured = capsys.readouterr()
     assert captured.err == "" and "right after the swap" in captured.out and "summary.md" in captured.out
-    names = {"run.json", "start.json", "curve.jsonl", "result.json", "model", "summary.md", "curves.png"}
+    names = {"run.json", "start.json", "curve.jsonl", "result.json", "model", "summary.md", "curves.png", "report.html"}
     assert {p.name for p in out.iterdir()} - {"tensorboard"} == names
     result = json.loads((out / "result.json").read_text())
     assert result["run"]["course"]["warmup"] == 2 and result["run"]["course"]["learning_rate"] == 0.01

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -11,8 +12,9 @@ from tests.report.test_perplexity import subject
 from ropewalk.evaluation.arms import Arm
 from ropewalk.evaluation.downstream import Found
 from ropewalk.evaluation.score import Answer
-from ropewalk.evaluation.shares import groups
-from ropewalk.report.downstream import Judgement, markdown, rows, write_report
+from ropewalk.evaluation.shares import Group, groups
+from ropewalk.report.downstream import Judgement, page, rows, verdict, write_report
+from ropewalk.report.markdown import markdown
 from ropewalk.tasks.pairs import Pair
 
 PAIRS = [Pair("a_set", "g", "b", "agreement"), Pair("b_set", "g", "b", "order")]
@@ -43,7 +45,7 @@ def test_a_row_has_the_share_and_how_it_compares() -> None:
 
 
 def test_the_page_tells_groups_sources_and_unknown_tokens() -> None:
-    page = markdown(judgement(unknown=0.004), "ropewalk downstream x")
+    text = markdown(page(judgement(unknown=0.004), "ropewalk downstream x", b"", "{}"))
     for part in (
         "# Minimal pairs and last words",
         "## All pairs: the good sentence is the likelier one",
@@ -56,16 +58,30 @@ def test_the_page_tells_groups_sources_and_unknown_tokens() -> None:
         "- tokens unknown to first: 0.40%",
         "`ropewalk downstream x`",
     ):
-        assert part in page
-    assert "unknown to second" not in page
-    assert markdown(judgement("words"), "c").startswith("# Last words\n")
-    assert markdown(judgement("pairs"), "c").startswith("# Minimal pairs\n")
+        assert part in text
+    assert "unknown to second" not in text
+    assert markdown(page(judgement("words"), "c", b"", "{}")).startswith("# Last words\n")
+    assert markdown(page(judgement("pairs"), "c", b"", "{}")).startswith("# Minimal pairs\n")
+
+
+def test_the_verdict_names_the_best_and_who_differs() -> None:
+    said = verdict(judgement())
+    assert said.startswith(
+        "All pairs: the good sentence is the likelier one most often for first, 75.0% [38.9%, 93.4%]; "
+    )
+    assert said.count("none differs from the first beyond chance.") == 2 and "for first, 50.0% [5.5%, 94.5%]" in said
+    assert "most often" not in verdict(dataclasses.replace(judgement(), groups=alone(judgement().groups)))
+
+
+def alone(found: tuple[Group, ...]) -> tuple[Group, ...]:
+    """The groups with the first model's shares only."""
+    return tuple(dataclasses.replace(group, shares=dict(list(group.shares.items())[:1])) for group in found)
 
 
 @pytest.mark.parametrize("kinds", ["pairs words", "pairs", "words"])
 def test_all_is_written(tmp_path: Path, kinds: str) -> None:
     write_report(judgement(kinds), tmp_path, "c")
-    assert {p.name for p in tmp_path.iterdir()} == {"summary.md", "summary.json", "downstream.png"}
+    assert {p.name for p in tmp_path.iterdir()} == {"summary.md", "summary.json", "downstream.png", "report.html"}
     found = json.loads((tmp_path / "summary.json").read_text())
     assert found["groups"][0]["kind"] == "all" and [arm["name"] for arm in found["arms"]] == ["first", "second"]
     assert (tmp_path / "downstream.png").read_bytes().startswith(b"\x89PNG")

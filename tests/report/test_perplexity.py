@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,8 @@ from ropewalk.evaluation.arms import Arm
 from ropewalk.evaluation.by_position import Reading
 from ropewalk.evaluation.perplexity import Study, curves
 from ropewalk.evaluation.subjects import Subject
-from ropewalk.report.perplexity import header, markdown, perplexity_rows, title, what_was_read, write_report
+from ropewalk.report.markdown import markdown
+from ropewalk.report.perplexity import header, page, perplexity_rows, title, verdict, what_was_read, write_report
 from ropewalk.tasks.books import Books
 from ropewalk.tasks.haystack import text_of
 
@@ -71,7 +73,7 @@ def test_what_was_read_is_said(changed: dict[str, Any], said: str) -> None:
 
 
 def test_the_page_has_every_comparison_and_how_it_was_made() -> None:
-    page = markdown(study(), "ropewalk perplexity x")
+    text = markdown(page(study(), "ropewalk perplexity x", b"", "{}"))
     for part in (
         "# Perplexity up to 5 times 64 tokens",
         "## Perplexity of the last 64 tokens of a text of so many",
@@ -82,19 +84,30 @@ def test_the_page_has_every_comparison_and_how_it_was_made() -> None:
         "| pope | +0.500 [+0.500, +0.500] | +1.000 [+1.000, +1.000] |",
         "`ropewalk perplexity x`",
         "- way: full; seed 7",
-        "- model: out/pope",
+        "- models: out/rope, out/pope",
     ):
-        assert part in page
+        assert part in text
     sliding = study(way="sliding", stride=16)
-    page = markdown(sliding, "c")
-    assert "of a whole text" not in page and "- way: sliding, stride 16; seed 7" in page
+    text = markdown(page(sliding, "c", b"", "{}"))
+    assert "of a whole text" not in text and "- way: sliding, stride 16; seed 7" in text
     assert title(sliding) == "perplexity of the same 64 tokens of a window behind so much context"
+
+
+def test_the_verdict_is_about_the_furthest_length() -> None:
+    first = "rope has a perplexity of 4.53, 1.49 times its own"
+    assert verdict(study()) == f"At 320 tokens, 5 times 64, {first} at 64, the lowest of 2."
+    found = study()
+    turned = dataclasses.replace(found, curves=found.curves[::-1])
+    assert verdict(turned).startswith(
+        f"At 320 tokens, 5 times 64, {first} at 64, the lowest of 2; pope has a perplexity"
+    )
+    assert verdict(dataclasses.replace(found, curves=found.curves[:1])) == f"At 320 tokens, 5 times 64, {first} at 64."
 
 
 @pytest.mark.parametrize("changed", [{}, {"windows": 1}, {"way": "sliding"}])
 def test_all_is_written(tmp_path: Path, changed: dict[str, Any]) -> None:
     write_report(study(**changed), tmp_path, "c")
-    assert {p.name for p in tmp_path.iterdir()} == {"summary.md", "summary.json", "perplexity.png"}
+    assert {p.name for p in tmp_path.iterdir()} == {"summary.md", "summary.json", "perplexity.png", "report.html"}
     found = json.loads((tmp_path / "summary.json").read_text())
     assert [len(arm["points"]) for arm in found["arms"]] == [5, 5] and found["books"]["part"] == "test"
     assert found["arms"][1]["points"][0]["against"]["mean"] == pytest.approx(0.5) and found["command"] == "c"

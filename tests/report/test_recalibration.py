@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from ropewalk.report.recalibration import draw_curves, header, markdown, rows, verdict, write_report
+from ropewalk.report.markdown import markdown
+from ropewalk.report.recalibration import draw_curves, header, page, rows, verdict, write_report
 from ropewalk.training.held_out import HeldOut
 from ropewalk.training.recalibration import Outcome, Recalibration
 
@@ -59,10 +60,10 @@ def test_a_model_left_as_it_was_has_no_row_for_a_swap() -> None:
 
 
 def test_the_page_says_how_it_was_made() -> None:
-    page = markdown(WANTED, FOUND, RUN, "ropewalk recalibrate some/model")
-    assert "`ropewalk recalibrate some/model`" in page and "f00d" in page and "beef" in page
-    assert "2 of 512 tokens" in page and "learning rate 0.0003" in page and "1.2%" in page
-    assert "| as it was | 2.900 |" in page
+    text = markdown(page(WANTED, FOUND, RUN, "ropewalk recalibrate some/model", b""))
+    assert "`ropewalk recalibrate some/model`" in text and "f00d" in text and "beef" in text
+    assert "2 of 512 tokens" in text and "learning rate 0.0003" in text and "1.2%" in text
+    assert "| as it was | 2.900 |" in text and "](curves.png)" in text
 
 
 def test_the_picture_has_both_levels_and_begins_after_the_swap(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -88,4 +89,4 @@ def test_the_picture_has_both_levels_and_begins_after_the_swap(tmp_path: Path, m
 def test_a_report_is_written_beside_the_run(tmp_path: Path) -> None:
     (tmp_path / "run.json").write_text(json.dumps(RUN))
     write_report(WANTED, FOUND, tmp_path, "ropewalk recalibrate")
-    assert {p.name for p in tmp_path.iterdir()} == {"run.json", "summary.md", "curves.png"}
+    assert {p.name for p in tmp_path.iterdir()} == {"run.json", "summary.md", "curves.png", "report.html"}

@@ -18,7 +18,7 @@ from ropewalk.evaluation.score import Answer
 from ropewalk.evaluation.search import Pick
 from ropewalk.evaluation.sweep_config import build_config
 from ropewalk.evaluation.sweep_run import Outcome
-from ropewalk.report.sweep import header, markdown, model_card, rows, title, to_dict, verdict, write_report
+from ropewalk.report.sweep import header, model_card, rows, title, to_dict, verdict, write_report
 
 CONFIG = build_config({"models": "m<script>", "plans": ["plain", "yarn"], "tasks": "needle", "lengths": [300, 400]})
 PLANS = {"plain": 1.0, "yarn": 0.5, "a|b <script>alert(1)</script>": 1.5}
@@ -77,7 +77,6 @@ def test_the_summary_says_all_of_it(tmp_path: Path) -> None:
     outcome, cells = made(tmp_path / "cells")
     write_report(outcome, cells, "ropewalk sweep c.yaml", tmp_path)
     page, text = (tmp_path / "summary.md").read_text(), (tmp_path / "summary.json").read_text()
-    assert page == markdown(outcome, "ropewalk sweep c.yaml")
     assert "## m<script>: needle, 400 tokens" in page and "a\\|b <script>" in page and "| ntk | 0.600 |" in page
     assert "best rule yarn; best plan best." in page and "fingerprint of m<script>: ffffffffffffffff" in page
     found = json.loads(text)

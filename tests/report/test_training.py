@@ -7,12 +7,11 @@ import json
 from pathlib import Path
 
 import pytest
-from tests.training.tiny import SIZE, Echo, recipe
+from tests.training.tiny import Echo, recipe
 
-from ropewalk.report.training import _styles, draw_curves, header, markdown, rows, title, write_report
+from ropewalk.report.training import _styles, draw_curves, header, rows, title
 from ropewalk.training.compare import Comparison
 from ropewalk.training.named import NAMES
-from ropewalk.training.recipe import Recipe
 from ropewalk.training.run import Result
 
 
@@ -58,13 +57,6 @@ def test_a_run_that_isnt_finished_has_a_dash_and_nats_are_nats(tmp_path: Path) -
     assert "nats a labelled token" in title(found)
 
 
-def test_the_page_says_how_it_was_made(tmp_path: Path) -> None:
-    page = markdown(comparison(tmp_path), "ropewalk train --task tiny-echo")
-    assert "| rope | 50.0% | 25.0% | 37.5% |" in page and "`ropewalk train --task tiny-echo`" in page
-    assert "16 channels, 2 heads" in page and "rows=48" in page and "learning rate 0.01" in page
-    assert "torch" in page and "processors" in page
-
-
 def test_styles_differ_also_in_grey() -> None:
     found = list(_styles())[: len(NAMES)]
     assert len(set(found)) == len(NAMES) and len({dashes for dashes, _ in found[:6]}) == 6
@@ -86,13 +78,3 @@ def test_the_picture_has_a_line_a_seed_and_a_name_an_encoding(tmp_path: Path, mo
     looks = [(line.get_color(), line.get_linestyle()) for line in lines]
     assert looks[0] == looks[1] != looks[2] == looks[3] and looks[0][1] != looks[2][1]
     assert (tmp_path / "curves.png").read_bytes()[:4] == b"\x89PNG"
-
-
-def test_a_report_can_be_written_before_any_run_is_finished(tmp_path: Path) -> None:
-    recipe = Recipe(task="tiny", size="paper", model=SIZE, steps=10, batch=4, learning_rate=1e-3)
-    empty = Comparison(recipe, Echo(), ("rope",), 1, tmp_path)
-    write_report(empty, "ropewalk train")
-    assert {p.name for p in tmp_path.iterdir()} == {"summary.md", "summary.json", "curves.png"}
-    write_report(with_curves(comparison(tmp_path)), "ropewalk train")
-    data = json.loads((tmp_path / "summary.json").read_text())
-    assert [r["value"] for r in data["results"]] == [0.5, 0.25, 0.9, None] and data["command"] == "ropewalk train"

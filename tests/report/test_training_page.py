@@ -8,8 +8,8 @@ import pytest
 from tests.report.pages import parsed
 from tests.training.tiny import Echo, recipe
 
-from ropewalk.report.training import draw_curves
-from ropewalk.report.training_page import training_page, verdict, write_page
+from ropewalk.report.markdown import markdown
+from ropewalk.report.training_page import training_page, verdict, write_report
 from ropewalk.training.compare import Comparison
 from ropewalk.training.run import Result
 
@@ -30,7 +30,8 @@ def comparison(out: Path, task: Echo | None = None, seeds: int = 2, **values: li
 
 def test_every_seed_is_in_the_table(tmp_path: Path) -> None:
     made = comparison(tmp_path, rope=[0.5, 0.25], pope=[0.9, None])
-    root = parsed(training_page(made, "ropewalk train --task tiny-echo").html())
+    page = training_page(made, "ropewalk train --task tiny-echo", b"", "{}")
+    root = parsed(page.html())
     rows = [[c.text for c in row.children] for row in root.all("table")[0].all("tr")]
     assert rows[0][:4] == ["encoding", "seed 0", "seed 1", "mean"]
     assert [row[:4] for row in rows[1:]] == [
@@ -41,7 +42,10 @@ def test_every_seed_is_in_the_table(tmp_path: Path) -> None:
     assert root.all("pre")[0].text == "ropewalk train --task tiny-echo"
     facts = root.all("dl")[0].text
     assert "rows=48" in facts and "16 channels" in facts and "torch" in facts and "0 to 1" in facts
-    assert root.all("img") == []  # no curves were drawn
+    text = markdown(page)
+    assert "| rope | 50.0% | 25.0% | 37.5% |" in text and "`ropewalk train --task tiny-echo`" in text
+    assert "16 channels, 2 heads" in text and "rows=48" in text and "learning rate 0.01" in text
+    assert "torch" in text and "processors" in text and "](curves.png)" in text
 
 
 @pytest.mark.parametrize(
@@ -69,13 +73,23 @@ def test_the_verdict(task: Echo, values: dict[str, list[float | None]], said: st
 
 def test_the_file_holds_the_curves_and_the_results(tmp_path: Path) -> None:
     made = comparison(tmp_path, rope=[0.5, 0.25])
-    draw_curves(made, tmp_path / "curves.png")
-    write_page(made, "ropewalk train", tmp_path / "report.html")
+    write_report(made, "ropewalk train")
     root = parsed((tmp_path / "report.html").read_text())
     (image,) = root.all("img")
     content = base64.b64decode((image.attributes["src"] or "").removeprefix("data:image/png;base64,"))
     assert content == (tmp_path / "curves.png").read_bytes()
     assert "rope" in (image.attributes["alt"] or "")
     (link,) = [a for a in root.all("a") if "download" in a.attributes]
-    found = json.loads(base64.b64decode((link.attributes["href"] or "").partition(",")[2]))
+    raw = base64.b64decode((link.attributes["href"] or "").partition(",")[2])
+    assert raw == (tmp_path / "summary.json").read_bytes()
+    found = json.loads(raw)
     assert [r["value"] for r in found["results"]] == [0.5, 0.25]
+
+
+def test_a_report_can_be_written_before_any_run_is_finished(tmp_path: Path) -> None:
+    empty = Comparison(recipe(), Echo(), ("rope",), 1, tmp_path)
+    write_report(empty, "ropewalk train")
+    assert {p.name for p in tmp_path.iterdir()} == {"summary.md", "summary.json", "curves.png", "report.html"}
+    write_report(comparison(tmp_path, rope=[0.5, None]), "ropewalk train")
+    data = json.loads((tmp_path / "summary.json").read_text())
+    assert [r["value"] for r in data["results"]] == [0.5, None] and data["command"] == "ropewalk train"

@@ -71,5 +71,5 @@ def _print(console: Console, judgement: Judgement, folder: Path) -> None:
         if group.kind == "all":
             console.print(f"{title(group)}:")
             console.print(text_table(HEADER, rows(group)))
-    names = ("results.jsonl", "summary.md", "summary.json", "downstream.png")
+    names = ("results.jsonl", "summary.md", "summary.json", "downstream.png", "report.html")
     console.print(f"Saved: {', '.join(f'{folder}/{name}' for name in names)}")

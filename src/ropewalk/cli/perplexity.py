@@ -79,5 +79,5 @@ def _print(console: Console, study: Study, folder: Path) -> None:
     console.print(f"{title(study)}:")
     console.print(text_table(header(study), perplexity_rows(study)))
     console.print(what_was_read(study))
-    names = ("results.jsonl", "summary.md", "summary.json", "perplexity.png")
+    names = ("results.jsonl", "summary.md", "summary.json", "perplexity.png", "report.html")
     console.print(f"Saved: {', '.join(f'{folder}/{name}' for name in names)}")

@@ -86,4 +86,6 @@ def _report(console: Console, wanted: Recalibration, outcome: Outcome, out: Path
         )
     )
     console.print(verdict(wanted, outcome), markup=False, highlight=False)
-    console.print(f"Saved: {out}/model, {out}/result.json, {out}/summary.md, {out}/curves.png", markup=False)
+    console.print(
+        f"Saved: {out}/model, {out}/result.json, {out}/summary.md, {out}/curves.png, {out}/report.html", markup=False
+    )

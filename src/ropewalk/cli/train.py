@@ -47,6 +47,7 @@ def train_models(
     if steps:
         wanted["steps"] = steps
 
+    from ropewalk.report.training_page import write_report
     from ropewalk.training.chosen import build_task
     from ropewalk.training.compare import Comparison, check, compare
     from ropewalk.training.recipe import read_recipe
@@ -57,7 +58,7 @@ def train_models(
     command = given_command(ctx, "train", renamed={"changes": "set"})
     with together(out) as console:
         with _watch(console, comparison) as watch:
-            comparison = compare(comparison, watch, cpu, done=lambda so_far: _write(so_far, command))
+            comparison = compare(comparison, watch, cpu, done=lambda so_far: write_report(so_far, command))
         _print(console, comparison)
 
 
@@ -97,14 +98,6 @@ def _watch(console: Console, comparison: Comparison) -> Iterator[Any]:
     steps = Steps(console, len(comparison.names) * comparison.seeds, comparison.task.metric)
     with steps.shown() as watch:
         yield watch
-
-
-def _write(comparison: Comparison, command: str) -> None:
-    from ropewalk.report.training import write_report
-    from ropewalk.report.training_page import write_page
-
-    write_report(comparison, command)
-    write_page(comparison, command, comparison.out / "report.html")
 
 
 def _print(console: Console, comparison: Comparison) -> None:

@@ -22,6 +22,11 @@ def versions() -> dict[str, str]:
     return found
 
 
+def made_with() -> dict[str, str]:
+    """Versions and machine, a line each."""
+    return {"versions": ", ".join(f"{name} {version}" for name, version in versions().items()), "machine": machine()}
+
+
 def machine() -> str:
     """One line: processor, threads in use and accelerator."""
     model = platform.processor() or platform.machine()

@@ -5,18 +5,20 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from ropewalk.evaluation.arms import Arm
-from ropewalk.evaluation.provenance import machine, versions
+from ropewalk.evaluation.provenance import made_with
 from ropewalk.evaluation.score import Estimate
 from ropewalk.evaluation.shares import WORDS, Group, Share
 from ropewalk.files import write_atomically
 from ropewalk.report.figures import finish
+from ropewalk.report.markdown import write_pages
 from ropewalk.report.marks import line_style
+from ropewalk.report.page import Download, Page, Paragraph, Part, Picture, Reproduce, Section, Table
 
+_PICTURE = "downstream.png"
 HEADER = ("model", "questions", "right", "points above the first", "p (Holm)")
 
 
@@ -64,37 +66,55 @@ def right(share: Share) -> str:
     return f"{r.mean:.1%} [{r.low:.1%}, {r.high:.1%}]"
 
 
-def markdown(judgement: Judgement, command: str) -> str:
-    """The page summary.md."""
-    page = ["# Minimal pairs and last words" if len(judgement.sources) > 1 else f"# {_only(judgement)}", ""]
-    page += ["Brackets are 95 % intervals: Wilson's for shares; questions are the independent units.", ""]
-    whole = [group for group in judgement.groups if group.kind == "all"]
-    for group in whole:
-        page += [f"## {title(group)[0].upper()}{title(group)[1:]}", "", *_table(HEADER, rows(group)), ""]
-        if group.name == WORDS:
-            nats = [(name, _nats(share.nll)) for name, share in group.shares.items()]
-            page += [*_table(("model", "nats a token of the right word"), nats), ""]
+def verdict(judgement: Judgement) -> str:
+    """A sentence for each kind of question: which model is right most often, and who differs from the first."""
+    said = []
+    for group in judgement.groups:
+        if group.kind != "all":
+            continue
+        best = max(group.shares, key=lambda name: group.shares[name].right.mean)
+        apart = [n for n, share in group.shares.items() if share.against is not None and share.against.p < 0.05]
+        compared = "" if len(group.shares) == 1 else "; none differs from the first beyond chance"
+        compared = f"; beyond chance from the first differ: {', '.join(apart)}" if apart else compared
+        most = " most often" if len(group.shares) > 1 else ""
+        said.append(
+            f"{title(group)[0].upper()}{title(group)[1:]}{most} for {best}, {right(group.shares[best])}{compared}."
+        )
+    return " ".join(said)
+
+
+def facts(judgement: Judgement) -> dict[str, str]:
+    """What else than the command decides the figures."""
+    unknown = {f"tokens unknown to {name}": f"{share:.2%}" for name, share in judgement.unknown.items() if share}
+    return judgement.sources | unknown | made_with()
+
+
+def page(judgement: Judgement, command: str, picture: bytes, raw: str) -> Page:
+    """The page; `raw` is the summary's JSON, to be downloaded."""
+    parts: list[Part] = [
+        Paragraph("Brackets are 95 % intervals: Wilson's for shares; questions are independent units.")
+    ]
+    for group in judgement.groups:
+        if group.kind == "all":
+            parts += [Section(title(group)[0].upper() + title(group)[1:]), Table(HEADER, rows(group))]
+            if group.name == WORDS:
+                nats = [(name, _nats(share.nll)) for name, share in group.shares.items()]
+                parts.append(Table(("model", "nats a token of the right word"), nats))
     for kind in ("phenomenon", "test set"):
         chosen = [group for group in judgement.groups if group.kind == kind]
         if chosen:
             header = (kind, "pairs", *(arm.name for arm in judgement.arms))
             cells = [(g.name, str(_size(g)), *(right(share) for share in g.shares.values())) for g in chosen]
-            page += [f"## By {kind}", "", *_table(header, cells), ""]
-    page += [
-        "![shares of right answers](downstream.png)",
-        "",
-        "## How this was made",
-        "",
-        f"- command: `{command}`",
-        *(f"- {kind}: {source}" for kind, source in judgement.sources.items()),
-        *(f"- tokens unknown to {name}: {share:.2%}" for name, share in judgement.unknown.items() if share),
-        f"- versions: {', '.join(f'{name} {version}' for name, version in versions().items())}",
-        f"- machine: {machine()}",
-        "",
-        "Every answer is in results.jsonl.",
-        "",
+            parts += [Section(f"By {kind}"), Table(header, cells)]
+    parts += [
+        Section("In a picture"),
+        Picture(picture, "png", "Shares of right answers, a mark a model", name=_PICTURE),
+        Section("How this was made"),
+        Reproduce(command, facts(judgement)),
+        Download("summary.json", raw.encode(), "application/json"),
     ]
-    return "\n".join(page)
+    heading = "Minimal pairs and last words" if len(judgement.sources) > 1 else _only(judgement)
+    return Page(heading, verdict(judgement), parts)
 
 
 def draw(judgement: Judgement, path: Path) -> None:
@@ -133,19 +153,18 @@ def draw(judgement: Judgement, path: Path) -> None:
 
 
 def write_report(judgement: Judgement, folder: Path, command: str) -> None:
-    """summary.md, summary.json and downstream.png in a folder."""
+    """summary.md, summary.json, downstream.png and report.html in a folder."""
     found = {
         "sources": judgement.sources,
         "arms": [arm.to_dict() for arm in judgement.arms],
         "groups": [group.to_dict() for group in judgement.groups],
         "unknown": judgement.unknown,
         "command": command,
-        "versions": versions(),
-        "machine": machine(),
     }
-    write_atomically(folder / "summary.json", json.dumps(found, indent=2) + "\n")
-    write_atomically(folder / "summary.md", markdown(judgement, command))
-    draw(judgement, folder / "downstream.png")
+    raw = json.dumps(found | made_with(), indent=2) + "\n"
+    write_atomically(folder / "summary.json", raw)
+    draw(judgement, folder / _PICTURE)
+    write_pages(page(judgement, command, (folder / _PICTURE).read_bytes(), raw), folder)
 
 
 def _only(judgement: Judgement) -> str:
@@ -159,7 +178,3 @@ def _nats(nll: Estimate) -> str:
 
 def _size(group: Group) -> int:
     return next(iter(group.shares.values())).right.n
-
-
-def _table(header: Sequence[str], lines: Sequence[Sequence[str]]) -> list[str]:
-    return [f"| {' | '.join(cells)} |" for cells in (header, ["---"] * len(header), *lines)]

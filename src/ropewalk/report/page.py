@@ -112,12 +112,13 @@ class Table:
 
 @dataclass(frozen=True)
 class Picture:
-    """A picture; `alt` says in a sentence what it shows, `kind` is "svg" or "png"."""
+    """A picture; `alt` says in a sentence what it shows, `kind` is "svg" or "png", `name` its file's, if it has one."""
 
     content: bytes
     kind: str
     alt: str
     caption: str = ""
+    name: str = ""
 
     def __post_init__(self) -> None:
         if self.kind not in _PICTURES:

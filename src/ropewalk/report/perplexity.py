@@ -9,13 +9,17 @@ from pathlib import Path
 from typing import Any
 
 from ropewalk.evaluation.by_position import FULL
-from ropewalk.evaluation.perplexity import Point, Study
-from ropewalk.evaluation.provenance import machine, versions
+from ropewalk.evaluation.perplexity import Curve, Point, Study
+from ropewalk.evaluation.provenance import made_with
 from ropewalk.evaluation.score import Estimate
 from ropewalk.files import write_atomically
 from ropewalk.report.figures import finish
+from ropewalk.report.markdown import write_pages
 from ropewalk.report.marks import line_style
+from ropewalk.report.page import Download, Page, Paragraph, Part, Picture, Reproduce, Section, Table
 from ropewalk.tasks.books import WHOLE
+
+_PICTURE = "perplexity.png"
 
 
 def title(study: Study) -> str:
@@ -52,8 +56,32 @@ def what_was_read(study: Study) -> str:
     return f"Read: {windows}; {held}.{unknown} {over}"
 
 
-def markdown(study: Study, command: str) -> str:
-    """The page summary.md."""
+def verdict(study: Study) -> str:
+    """In a sentence: who predicts best at the furthest length, and what has become of the first there."""
+    reading, curves = study.reading, study.curves
+    best = min(curves, key=lambda curve: curve.points[-1].nll.mean)
+    start = f"{reading.training_length:,}"
+    said = f"At {reading.lengths[-1]:,} tokens, {reading.furthest} times {start}, {_at_the_end(best)}"
+    if len(curves) == 1:
+        return f"{said} its own at {start}."
+    said = f"{said} its own at {start}, the lowest of {len(curves)}"
+    return f"{said}." if best is curves[0] else f"{said}; {_at_the_end(curves[0])} its own."
+
+
+def facts(study: Study) -> dict[str, str]:
+    """What else than the command decides the figures."""
+    stride = "" if study.reading.stride is None else f", stride {study.reading.stride:,}"
+    models = [curve.arm.subject.source for curve in study.curves if curve.arm.encoding is None]
+    return {
+        "way": f"{study.reading.way}{stride}; seed {study.books.seed}",
+        "text": f"{study.books.text.name}, SHA-256 {study.books.text.fingerprint[:16]}",
+        "models": ", ".join(models),
+        **made_with(),
+    }
+
+
+def page(study: Study, command: str, picture: bytes, raw: str) -> Page:
+    """The page; `raw` is the summary's JSON, to be downloaded."""
     reading, first = study.reading, study.curves[0].arm.name
     start = f"{reading.training_length:,}"
     tables: list[tuple[str, Callable[[Point], str]]] = [(title(study), lambda point: _perplexity(point.nll))]
@@ -62,27 +90,18 @@ def markdown(study: Study, command: str) -> str:
     tables.append((f"times its own figure at {start} tokens", lambda point: _perplexity(point.growth)))
     if len(study.curves) > 1:
         tables.append((f"nats a token above {first}, on the same windows", lambda point: _signed(point.against)))
-    page = [f"# Perplexity up to {reading.furthest} times {start} tokens", "", what_was_read(study), ""]
+    parts: list[Part] = [Paragraph(what_was_read(study))]
     for name, cell in tables:
-        lines = [header(study), ["---"] * len(header(study)), *_rows(study, cell)]
-        page += [f"## {name[0].upper()}{name[1:]}", "", *(f"| {' | '.join(cells)} |" for cells in lines), ""]
-    stride = "" if reading.stride is None else f", stride {reading.stride:,}"
-    page += [
-        "![nats a token against position](perplexity.png)",
-        "",
-        "## How this was made",
-        "",
-        f"- command: `{command}`",
-        f"- way: {reading.way}{stride}; seed {study.books.seed}",
-        f"- text: {study.books.text.name}, SHA-256 {study.books.text.fingerprint[:16]}",
-        *(f"- model: {curve.arm.subject.source}" for curve in study.curves if curve.arm.encoding is None),
-        f"- versions: {', '.join(f'{name} {version}' for name, version in versions().items())}",
-        f"- machine: {machine()}",
-        "",
-        "All lengths and every window's figures are in summary.json and results.jsonl.",
-        "",
+        parts += [Section(name[0].upper() + name[1:]), Table(header(study), _rows(study, cell))]
+    alt = "Nats a token against position, a line a model"
+    parts += [
+        Section("By position"),
+        Picture(picture, "png", alt, name=_PICTURE),
+        Section("How this was made"),
+        Reproduce(command, facts(study)),
+        Download("summary.json", raw.encode(), "application/json"),
     ]
-    return "\n".join(page)
+    return Page(f"Perplexity up to {reading.furthest} times {start} tokens", verdict(study), parts)
 
 
 def draw(study: Study, path: Path) -> None:
@@ -125,11 +144,17 @@ def draw(study: Study, path: Path) -> None:
 
 
 def write_report(study: Study, folder: Path, command: str) -> None:
-    """summary.md, summary.json and perplexity.png in a folder."""
-    found = study.to_dict() | {"command": command, "versions": versions(), "machine": machine()}
-    write_atomically(folder / "summary.json", json.dumps(found, indent=2) + "\n")
-    write_atomically(folder / "summary.md", markdown(study, command))
-    draw(study, folder / "perplexity.png")
+    """summary.md, summary.json, perplexity.png and report.html in a folder."""
+    raw = json.dumps(study.to_dict() | {"command": command} | made_with(), indent=2) + "\n"
+    write_atomically(folder / "summary.json", raw)
+    draw(study, folder / _PICTURE)
+    write_pages(page(study, command, (folder / _PICTURE).read_bytes(), raw), folder)
+
+
+def _at_the_end(curve: Curve) -> str:
+    """'pope has a perplexity of 5.61, 1.05 times'."""
+    last = curve.points[-1]
+    return f"{curve.arm.name} has a perplexity of {_exponential(last.nll.mean)}, {_exponential(last.growth.mean)} times"
 
 
 def _shown(study: Study) -> list[int]:

@@ -5,14 +5,17 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from ropewalk.evaluation.provenance import machine, versions
+from ropewalk.evaluation.provenance import made_with
 from ropewalk.evaluation.score import Estimate
-from ropewalk.files import write_atomically
 from ropewalk.report.figures import COLOURS, finish
+from ropewalk.report.markdown import write_pages
+from ropewalk.report.page import Page, Paragraph, Part, Picture, Reproduce, Section, Table
 from ropewalk.training.folder import RunFolder
 from ropewalk.training.held_out import HeldOut
 from ropewalk.training.recalibration import Outcome, Recalibration
 from ropewalk.training.swap import OWN
+
+_PICTURE = "curves.png"
 
 
 def header(wanted: Recalibration, outcome: Outcome) -> tuple[str, ...]:
@@ -52,41 +55,39 @@ def verdict(wanted: Recalibration, outcome: Outcome) -> str:
     return f"Swapping to {outcome.encoding} cost {cost}; {effort} won back {back}."
 
 
-def markdown(wanted: Recalibration, outcome: Outcome, run: dict[str, Any], command: str) -> str:
-    """The page summary.md; `run` is what the folder's run.json says."""
-    columns = header(wanted, outcome)
-    lines = [columns, ["---"] * len(columns), *rows(outcome)]
+def facts(wanted: Recalibration, outcome: Outcome, run: dict[str, Any]) -> dict[str, str]:
+    """What else than the command decides the figures; `run` is what the folder's run.json says."""
+    return {
+        "model": f"{wanted.model}, fingerprint {run['model']['fingerprint']}",
+        "encoding": f"{run['encoding'] or 'as it was'}",
+        "text": f"{wanted.text}, SHA-256 {run.get('data_sha256')}; 90 % to train on, 5 % validation, 5 % test",
+        "training": f"{outcome.steps:,} steps of {wanted.batch} sequences of {wanted.length:,} tokens, seed "
+        f"{outcome.seed}; {wanted.course().described()}",
+        "numbers learned": f"{outcome.parameters:,}, {outcome.own_parameters:,} of them the encoding's",
+        "time": f"{outcome.seconds:,.0f} s with its evaluations, {outcome.waiting:.1%} of it waiting for data",
+        **made_with(),
+    }
+
+
+def page(wanted: Recalibration, outcome: Outcome, run: dict[str, Any], command: str, picture: bytes) -> Page:
+    """The page; `run` is what the folder's run.json says."""
     held, furthest = outcome.after, max(_multiples(outcome))
     counts = {k: len(held.windows[k]) for k in (1, furthest) if k in held.windows}
     read = " and ".join(f"{count} of {k * wanted.length:,} tokens" for k, count in counts.items())
-    page = [
-        f"# {wanted.model}: {wanted.encoding}, {outcome.steps:,} steps",
-        "",
-        verdict(wanted, outcome),
-        "",
-        *(f"| {' | '.join(cells)} |" for cells in lines),
-        "",
-        f"Nats a token of {wanted.text}, of parts that nothing here is trained on. At N tokens: the last "
-        f"{wanted.length:,} before position N, mean and 95 % interval over windows of the test part ({read}). "
-        "Change: against the model as it was, window by window.",
-        "",
-        "![curves](curves.png)",
-        "",
-        "## How this was made",
-        "",
-        f"- command: `{command}`",
-        f"- model: {wanted.model}, fingerprint {run['model']['fingerprint']}",
-        f"- encoding: {run['encoding'] or 'as it was'}",
-        f"- text: {wanted.text}, SHA-256 {run.get('data_sha256')}; 90 % to train on, 5 % validation, 5 % test",
-        f"- {outcome.steps:,} steps of {wanted.batch} sequences of {wanted.length:,} tokens, seed {outcome.seed}; "
-        f"{wanted.course().described()}",
-        f"- {outcome.parameters:,} numbers learned, {outcome.own_parameters:,} of them the encoding's",
-        f"- {outcome.seconds:,.0f} s of training with its evaluations; waiting for data {outcome.waiting:.1%} of it",
-        f"- versions: {', '.join(f'{name} {version}' for name, version in versions().items())}",
-        f"- machine: {machine()}",
-        "",
+    parts: list[Part] = [
+        Table(header(wanted, outcome), rows(outcome)),
+        Paragraph(
+            f"Nats a token of {wanted.text}, of parts that nothing here is trained on. At N tokens: the last "
+            f"{wanted.length:,} before position N, mean and 95 % interval over windows of the test part ({read}). "
+            "Change: against the model as it was, window by window."
+        ),
+        Section("The course"),
+        Picture(picture, "png", "Training and validation loss against steps", name=_PICTURE),
+        Section("How this was made"),
+        Reproduce(command, facts(wanted, outcome, run)),
     ]
-    return "\n".join(page)
+    heading = f"{wanted.model}: {wanted.encoding}, {outcome.steps:,} steps"
+    return Page(heading, verdict(wanted, outcome), parts)
 
 
 def draw_curves(wanted: Recalibration, outcome: Outcome, points: list[dict[str, Any]], path: Path) -> None:
@@ -116,10 +117,11 @@ def draw_curves(wanted: Recalibration, outcome: Outcome, points: list[dict[str, 
 
 
 def write_report(wanted: Recalibration, outcome: Outcome, out: Path, command: str) -> None:
-    """summary.md and curves.png in the run's folder."""
+    """summary.md, curves.png and report.html in the run's folder."""
     folder = RunFolder(out)
-    write_atomically(out / "summary.md", markdown(wanted, outcome, folder.about() or {}, command))
-    draw_curves(wanted, outcome, folder.curve(), out / "curves.png")
+    draw_curves(wanted, outcome, folder.curve(), out / _PICTURE)
+    picture = (out / _PICTURE).read_bytes()
+    write_pages(page(wanted, outcome, folder.about() or {}, command, picture), out)
 
 
 def _multiples(outcome: Outcome) -> tuple[int, ...]:

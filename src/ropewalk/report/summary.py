@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ropewalk.evaluation.candidates import Candidate
-from ropewalk.evaluation.provenance import machine, versions
+from ropewalk.evaluation.provenance import made_with
 from ropewalk.evaluation.score import (
     Answer,
     Estimate,
@@ -18,6 +18,7 @@ from ropewalk.evaluation.score import (
     proportion_interval,
 )
 from ropewalk.extend import LEAST_GAIN, Outcome, is_gain
+from ropewalk.report.markdown import table_lines
 
 
 @dataclass(frozen=True)
@@ -176,8 +177,7 @@ def facts(outcome: Outcome, model: dict[str, Any]) -> dict[str, str]:
     return {
         "seed": f"{outcome.job.seed}; text: {text.name}, SHA-256 {text.fingerprint[:16]}",
         "model fingerprint": str(model.get("fingerprint"))[:16],
-        "versions": ", ".join(f"{name} {version}" for name, version in versions().items()),
-        "machine": machine(),
+        **made_with(),
     }
 
 
@@ -193,28 +193,28 @@ def markdown(outcome: Outcome, command: str, model: dict[str, Any]) -> str:
         "",
         "## Judged on prompts that no choice had seen",
         "",
-        *_table(HEADER, [row.cells() for row in final_rows(outcome)]),
+        *table_lines(HEADER, [row.cells() for row in final_rows(outcome)]),
         "",
         *([warning, ""] if warning else []),
         "## Where it breaks",
         "",
-        *_table(BREAKS_HEADER, where_it_breaks(outcome)),
+        *table_lines(BREAKS_HEADER, where_it_breaks(outcome)),
         "",
         "## What it costs on short inputs",
         "",
         SHORT_COST,
         "",
-        *_table(short_header(outcome), short_rows(outcome)),
+        *table_lines(short_header(outcome), short_rows(outcome)),
         "",
         "## The search",
         "",
         rules_title,
         "",
-        *_table(("rule", *SEARCH_HEADER), search_rows(outcome.rules)),
+        *table_lines(("rule", *SEARCH_HEADER), search_rows(outcome.rules)),
         "",
         dope_title,
         "",
-        *_table(("plan", *SEARCH_HEADER), search_rows(outcome.dope)),
+        *table_lines(("plan", *SEARCH_HEADER), search_rows(outcome.dope)),
         "",
         "## How this was made",
         "",
@@ -249,11 +249,6 @@ def _interval(estimate: Estimate) -> str:
         return "[one value: no interval]"
     mark = "" if estimate.is_clustered else " within one haystack"
     return f"[{estimate.low:.3f}, {estimate.high:.3f}]{mark}"
-
-
-def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    lines = [header, ["---"] * len(header), *rows]
-    return [f"| {' | '.join(cells)} |" for cells in lines]
 
 
 def _arms(outcome: Outcome) -> list[Candidate]:

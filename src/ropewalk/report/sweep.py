@@ -10,13 +10,14 @@ from typing import Any
 
 from ropewalk.evaluation.cells import Cell, Cells
 from ropewalk.evaluation.compare import Against, Comparison, Row
-from ropewalk.evaluation.provenance import machine, versions
+from ropewalk.evaluation.provenance import made_with
 from ropewalk.evaluation.score import Answer, Estimate
 from ropewalk.evaluation.search import Pick
 from ropewalk.evaluation.sweep_config import PLAIN
 from ropewalk.evaluation.sweep_run import Outcome
 from ropewalk.files import write_atomically
 from ropewalk.hf.card import Figure, card
+from ropewalk.report.markdown import write_pages
 from ropewalk.report.page import Download, Folded, HeatMaps, Page, Paragraph, Part, Reproduce, Section, Table
 from ropewalk.tasks.prompts import NOWHERE
 
@@ -33,9 +34,8 @@ def write_report(outcome: Outcome, cells: Cells, command: str, folder: Path) -> 
     """Write summary.md, summary.json, card.md and report.html, each whole or not at all."""
     content = json.dumps(to_dict(outcome, command), indent=2, allow_nan=False) + "\n"
     write_atomically(folder / "summary.json", content)
-    write_atomically(folder / "summary.md", markdown(outcome, command))
     write_atomically(folder / "card.md", model_card(outcome, command))
-    page(outcome, cells, command, content).write(folder / "report.html")
+    write_pages(page(outcome, cells, command, content), folder)
 
 
 def header(comparison: Comparison) -> tuple[str, ...]:
@@ -84,21 +84,6 @@ def to_dict(outcome: Outcome, command: str) -> dict[str, Any]:
     }
 
 
-def markdown(outcome: Outcome, command: str) -> str:
-    """The summary as a Markdown page."""
-    lines = ["# Sweep", "", verdict(outcome), "", _HOW, ""]
-    for comparison in outcome.comparisons:
-        lines += [f"## {title(comparison)}", "", *_table(header(comparison), rows(comparison)), ""]
-    picked = [pick for pick in outcome.picks if pick.tried]
-    if picked:
-        lines += ["## What was picked, on prompts of its own", ""]
-        for pick in picked:
-            lines += [_pick_line(pick), "", *_table(("plan", "mean answer NLL"), _tried(pick)), ""]
-    lines += ["## How this was made", "", f"- command: `{command}`"]
-    lines += [f"- {name}: {value}" for name, value in facts(outcome).items()]
-    return "\n".join([*lines, ""])
-
-
 def model_card(outcome: Outcome, command: str) -> str:
     """A README.md for a repository on the Hugging Face Hub: every figure as a table and as the hub's metadata."""
     models = [entry.name for entry in outcome.config.models]
@@ -127,7 +112,7 @@ def page(outcome: Outcome, cells: Cells, command: str, raw: str) -> Page:
         for pick in picked:
             parts.append(Paragraph(_pick_line(pick)))
             parts.append(Folded(f"All {len(pick.tried)} tried", [Table(("plan", "mean answer NLL"), _tried(pick))]))
-    parts += [Section("How to reproduce"), Reproduce(command, facts(outcome))]
+    parts += [Section("How this was made"), Reproduce(command, facts(outcome))]
     parts.append(Download("summary.json", raw.encode(), "application/json"))
     models = ", ".join(entry.name for entry in outcome.config.models)
     return Page(f"Sweep: {models}", verdict(outcome), parts)
@@ -141,8 +126,7 @@ def facts(outcome: Outcome) -> dict[str, str]:
         found[f"fingerprint of {about['name']}"] = str(about["fingerprint"])[:16]
     for name, fingerprint in outcome.texts.items():
         found[f"SHA-256 of {name}"] = fingerprint[:16]
-    found["versions"] = ", ".join(f"{name} {version}" for name, version in versions().items())
-    return found | {"machine": machine()}
+    return found | made_with()
 
 
 def _figure(row: Row, task: str, metric: str, estimate: Estimate) -> Figure:
@@ -196,11 +180,6 @@ def _pick_line(pick: Pick) -> str:
 
 def _tried(pick: Pick) -> list[tuple[str, str]]:
     return [(name, f"{nll:.3f}") for name, nll in pick.tried]
-
-
-def _table(names: Sequence[str], lines: Sequence[Sequence[str]]) -> list[str]:
-    cells = [names, ["---"] * len(names), *lines]
-    return [f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in line)} |" for line in cells]
 
 
 def _maps(outcome: Outcome, cells: Cells) -> list[Part]:

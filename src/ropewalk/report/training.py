@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from itertools import product
 from pathlib import Path
 from typing import Any
 
-from ropewalk.evaluation.provenance import machine, versions
-from ropewalk.files import write_atomically
+from ropewalk.evaluation.provenance import made_with
 from ropewalk.report.figures import COLOURS, finish
 from ropewalk.training.compare import Comparison
 from ropewalk.training.figures import figure_text
@@ -63,29 +61,8 @@ def facts(comparison: Comparison) -> dict[str, str]:
         f"MLP {model.mlp}, dropout {model.dropout}",
         "schedule": recipe.described(),
         "seeds": f"0 to {comparison.seeds - 1}" if comparison.seeds > 1 else "0",
-        "versions": ", ".join(f"{name} {version}" for name, version in versions().items()),
-        "machine": machine(),
+        **made_with(),
     }
-
-
-def markdown(comparison: Comparison, command: str) -> str:
-    """The page summary.md."""
-    lines = [header(comparison), ["---"] * len(header(comparison)), *rows(comparison)]
-    page = [
-        f"# {title(comparison)}",
-        "",
-        *(f"| {' | '.join(cells)} |" for cells in lines),
-        "",
-        "![curves](curves.png)",
-        "",
-        "## How this was made",
-        "",
-        f"- command: `{command}`",
-        *(f"- {name}: {fact}" for name, fact in facts(comparison).items()),
-        "- one seed means the same initial weights and the same order of data for all encodings",
-        "",
-    ]
-    return "\n".join(page)
 
 
 def draw_curves(comparison: Comparison, path: Path) -> None:
@@ -116,15 +93,6 @@ def draw_curves(comparison: Comparison, path: Path) -> None:
     if axes.get_legend_handles_labels()[0]:
         axes.legend(frameon=False, fontsize=8, handlelength=3.5)
     figure.savefig(path, dpi=150)
-
-
-def write_report(comparison: Comparison, command: str) -> None:
-    """summary.md, summary.json and curves.png in the comparison's folder."""
-    out = comparison.out
-    found = comparison.to_dict() | {"command": command, "versions": versions(), "machine": machine()}
-    write_atomically(out / "summary.json", json.dumps(found, indent=2) + "\n")
-    write_atomically(out / "summary.md", markdown(comparison, command))
-    draw_curves(comparison, out / "curves.png")
 
 
 def _styles() -> Iterator[tuple[Any, str]]:

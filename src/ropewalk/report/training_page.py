@@ -3,39 +3,49 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 
-from ropewalk.files import one_line_errors
+from ropewalk.evaluation.provenance import made_with
+from ropewalk.files import one_line_errors, write_atomically
+from ropewalk.report.markdown import write_pages
 from ropewalk.report.page import Download, Page, Paragraph, Part, Picture, Reproduce, Section, Table
-from ropewalk.report.training import facts, header, rows, title
+from ropewalk.report.training import draw_curves, facts, header, rows, title
 from ropewalk.training.compare import Comparison
 from ropewalk.training.figures import figure_text
 
+_PICTURE = "curves.png"
 
-def write_page(comparison: Comparison, command: str, path: Path) -> None:
-    """Write the page of a comparison, with the curves.png that is in its folder.
+
+def write_report(comparison: Comparison, command: str) -> None:
+    """Write summary.json, curves.png, summary.md and report.html into the comparison's folder.
 
     Args:
         comparison: what has come out so far; needn't be all.
         command: the command line that trained it.
-        path: the HTML file.
 
     Raises:
         ArgumentError: a file can't be read or written.
     """
-    training_page(comparison, command).write(path)
+    out = comparison.out
+    raw = json.dumps(comparison.to_dict() | {"command": command} | made_with(), indent=2) + "\n"
+    write_atomically(out / "summary.json", raw)
+    with one_line_errors(out / _PICTURE):
+        draw_curves(comparison, out / _PICTURE)
+        picture = (out / _PICTURE).read_bytes()
+    write_pages(training_page(comparison, command, picture, raw), out)
 
 
-def training_page(comparison: Comparison, command: str) -> Page:
-    """The page of a comparison."""
+def training_page(comparison: Comparison, command: str, picture: bytes, raw: str) -> Page:
+    """The page of a comparison, with its curves and its summary's JSON."""
+    alt = f"The metric on validation data against steps, a line a seed, for {', '.join(comparison.names)}."
     parts: list[Part] = [
         Section("Every seed"),
         Table(header(comparison), rows(comparison), title(comparison)),
         Paragraph("One seed means the same initial weights and the same order of data for all encodings."),
-        *_curves(comparison),
+        Section("Curves"),
+        Picture(picture, "png", alt, name=_PICTURE),
         Section("How this was made"),
         Reproduce(command, facts(comparison)),
-        Download("summary.json", (json.dumps(comparison.to_dict(), indent=2) + "\n").encode(), "application/json"),
+        Download("summary.json", raw.encode(), "application/json"),
     ]
     recipe = comparison.recipe
     names = ", ".join(comparison.names)
@@ -70,13 +80,3 @@ def _ranking(comparison: Comparison) -> str:
     if worst < closest:
         return f"{said}, all of whose seeds are behind all of {best}'s."
     return f"{said}, whose seeds overlap with {best}'s."
-
-
-def _curves(comparison: Comparison) -> list[Part]:
-    path = comparison.out / "curves.png"
-    if not path.is_file():
-        return []
-    with one_line_errors(path, "read"):
-        content = path.read_bytes()
-    alt = f"The metric on validation data against steps, a line a seed, for {', '.join(comparison.names)}."
-    return [Section("Curves"), Picture(content, "png", alt)]

@@ -1,0 +1,56 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from tests.report.pages import page
+
+from ropewalk.errors import ArgumentError
+from ropewalk.report.markdown import markdown, table_lines, write_pages
+from ropewalk.report.page import Download, Folded, Page, Paragraph, Picture, Reproduce, Section, Table
+
+
+def test_every_part_has_its_lines() -> None:
+    parts = [
+        Section("What came out"),
+        Paragraph("Words."),
+        Table(("a|b", "c"), [("1", "2")], "Of a table."),
+        Picture(b"", "png", "A curve", "Steps.", "curves.png"),
+        Folded("All tried", [Table(("x",), [("y",)])]),
+        Section("How this was made"),
+        Reproduce("ropewalk train", {"seeds": "0 to 2"}),
+        Download("summary.json", b"{}", "application/json"),
+    ]
+    assert markdown(Page("Title", "Verdict.", parts)).split("\n\n") == [
+        "# Title",
+        "Verdict.",
+        "## What came out",
+        "Words.",
+        "Of a table.",
+        "| a\\|b | c |\n| --- | --- |\n| 1 | 2 |",
+        "![A curve](curves.png)",
+        "Steps.",
+        "### All tried",
+        "| x |\n| --- |\n| y |",
+        "## How this was made",
+        "- command: `ropewalk train`\n- seeds: 0 to 2",
+        "All figures: summary.json.\n",
+    ]
+
+
+def test_what_only_a_browser_draws_is_left_out() -> None:
+    assert "svg" not in markdown(page()) and "![" not in markdown(page())
+    assert "## How this was made" in markdown(page())
+
+
+def test_both_are_written_or_a_place_that_cannot_be_is_told(tmp_path: Path) -> None:
+    write_pages(page(), tmp_path)
+    assert (tmp_path / "summary.md").read_text() == markdown(page())
+    assert (tmp_path / "report.html").read_text() == page().html()
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ArgumentError, match="choose another place"):
+        write_pages(page(), tmp_path / "file")
+
+
+def test_a_table_of_nothing_has_its_header() -> None:
+    assert table_lines(("a",), []) == ["| a |", "| --- |"]
