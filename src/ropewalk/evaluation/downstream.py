@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from ropewalk.errors import ArgumentError
 from ropewalk.evaluation.arms import Arm
+from ropewalk.evaluation.missing import records_of
 from ropewalk.evaluation.score import Answer
 from ropewalk.evaluation.store import Store
 from ropewalk.evaluation.subjects import Subjects
@@ -91,27 +92,11 @@ def measure(
     on_start: Callable[[str], None] = lambda _: None,
     on_done: Callable[[str], None] = lambda _: None,
 ) -> list[Found]:
-    """Every arm's answers; blocks that are in the store aren't measured again.
-
-    Args:
-        on_start: called with an arm's name when its first block is measured.
-        on_done: called with an arm's name after each block, also one that was in the store.
-    """
-    known = {record["key"]: record for record in store.records()}
+    """Every arm's answers; blocks that are in the store aren't measured again. Callbacks as in `records_of`."""
+    units = [(block.identity, block) for block in work]
     found = []
-    for arm in arms:
-        keys = {f"{arm.identity}/{block.identity}": block for block in work}
-        missing = [(key, block) for key, block in keys.items() if key not in known]
-        for _ in range(len(work) - len(missing)):
-            on_done(arm.name)
-        if missing:
-            on_start(arm.name)
-            with arm.ready(subjects.model(arm.subject)) as model:
-                for key, block in missing:
-                    known[key] = _measured(model, arm, block, key)
-                    store.append(known[key])
-                    on_done(arm.name)
-        answers = [(block.kind, _answers(block, known[f"{arm.identity}/{block.identity}"])) for block in work]
+    for arm, records in records_of(arms, units, subjects, store, _measured, on_start, on_done):
+        answers = [(block.kind, _answers(block, record)) for block, record in zip(work, records, strict=True)]
         by_kind = {
             name: tuple(a for kind, held in answers if kind == name for a in held) for name in ("pairs", "words")
         }
@@ -119,7 +104,7 @@ def measure(
     return found
 
 
-def _measured(model: nn.Module, arm: Arm, block: Block, key: str) -> dict[str, Any]:
+def _measured(model: nn.Module, arm: Arm, block: Block) -> dict[str, Any]:
     """A block's record."""
     began = time.monotonic()
     spelled = _spelled(block, arm.subject.tokenizer)
@@ -136,7 +121,7 @@ def _measured(model: nn.Module, arm: Arm, block: Block, key: str) -> dict[str, A
             for (_, passage), (ids, size), (losses, likeliest) in zip(block.items, spelled, judged, strict=True)
         ]
     seconds = round(time.monotonic() - began, 2)
-    return {"key": key, "kind": block.kind, "arm": arm.name, "items": items, "seconds": seconds}
+    return {"kind": block.kind, "arm": arm.name, "items": items, "seconds": seconds}
 
 
 def _last_word(

@@ -11,6 +11,7 @@ from typing import Any
 from ropewalk.errors import ArgumentError
 from ropewalk.evaluation.arms import Arm
 from ropewalk.evaluation.by_position import FULL, Reading
+from ropewalk.evaluation.missing import records_of
 from ropewalk.evaluation.score import Estimate, mean_interval
 from ropewalk.evaluation.store import Store
 from ropewalk.evaluation.subjects import Subject, Subjects
@@ -157,28 +158,17 @@ def measure(
     on_start: Callable[[str], None] = lambda _: None,
     on_done: Callable[[str], None] = lambda _: None,
 ) -> list[Curve]:
-    """Read every window with every arm; what is in the store is not read again.
+    """Read every window with every arm; what is in the store is not read again. Callbacks as in `records_of`."""
 
-    Args:
-        on_start: called with an arm's name when its first window is read.
-        on_done: called with an arm's name after each window, also one that was in the store.
-    """
-    known = {record["key"]: record for record in store.records()}
-    found: dict[str, list[list[float]]] = {}
-    for arm in arms:
-        keys = [f"{arm.identity}/{number}" for number in range(len(windows.ids))]
-        missing = [number for number, key in enumerate(keys) if key not in known]
-        for _ in range(len(keys) - len(missing)):
-            on_done(arm.name)
-        if missing:
-            on_start(arm.name)
-            with arm.ready(subjects.model(arm.subject)) as model:
-                for number in missing:
-                    known[keys[number]] = _read(model, arm, reading, windows, number, keys[number])
-                    store.append(known[keys[number]])
-                    on_done(arm.name)
-        found[arm.name] = [known[key]["nats"] for key in keys]
-    return curves(arms, reading, found)
+    def read(model: Any, arm: Arm, number: int) -> dict[str, Any]:
+        began = time.monotonic()
+        nats = reading.nats(model, windows.ids[number], windows.start)
+        seconds = round(time.monotonic() - began, 2)
+        return {"kind": "perplexity", "arm": arm.name, "window": number, "nats": nats, "seconds": seconds}
+
+    units = [(str(number), number) for number in range(len(windows.ids))]
+    records = records_of(arms, units, subjects, store, read, on_start, on_done)
+    return curves(arms, reading, {arm.name: [record["nats"] for record in found] for arm, found in records})
 
 
 def curves(arms: Sequence[Arm], reading: Reading, nats: Mapping[str, Sequence[Sequence[float]]]) -> list[Curve]:
@@ -204,19 +194,6 @@ def curves(arms: Sequence[Arm], reading: Reading, nats: Mapping[str, Sequence[Se
             )
         found.append(Curve(arm, tuple(points)))
     return found
-
-
-def _read(model: Any, arm: Arm, reading: Reading, windows: Windows, number: int, key: str) -> dict[str, Any]:
-    began = time.monotonic()
-    nats = reading.nats(model, windows.ids[number], windows.start)
-    return {
-        "key": key,
-        "kind": "perplexity",
-        "arm": arm.name,
-        "window": number,
-        "nats": nats,
-        "seconds": round(time.monotonic() - began, 2),
-    }
 
 
 def _so_far(reading: Reading, nats: Sequence[float], place: int) -> float:
