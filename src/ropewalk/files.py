@@ -8,7 +8,9 @@ import secrets
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from ropewalk.errors import ArgumentError
+import safetensors
+
+from ropewalk.errors import ArgumentError, DamagedFileError
 
 
 def write_atomically(path: str | Path, text: str, argument: str = "out") -> None:
@@ -46,3 +48,21 @@ def one_line_errors(path: Path, doing: str = "write", argument: str = "out") -> 
         reason = error.strerror or type(error).__name__
         remedy = f"can't {doing} here ({reason}); choose another place or make room"
         raise ArgumentError(argument, str(path), remedy) from error
+
+
+@contextlib.contextmanager
+def one_line_damage(path: str, kind: str, remedy: str) -> Iterator[None]:
+    """Turns whatever goes wrong while one of our files is read into a DamagedFileError; no file is an ArgumentError.
+
+    Args:
+        path: the file.
+        kind: what it should be, such as `a readable inspection`.
+        remedy: what writes such a file.
+    """
+    if not os.path.isfile(path):
+        raise ArgumentError("path", path, f"no such file; {remedy}")
+    try:
+        yield
+    except (safetensors.SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise DamagedFileError(f"{path} isn't {kind} ({reason})") from None

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ropewalk.analysis.scores import find_score
 from ropewalk.errors import ArgumentError, DamagedFileError, unknown_name
-from ropewalk.files import one_line_errors
+from ropewalk.files import one_line_damage, one_line_errors
 
 FORMAT, FORMAT_VERSION = "ropewalk.inspection", 1
 SIDES = ("query", "key")
@@ -162,13 +162,8 @@ class Inspection:
             DamagedFileError: the file is truncated, of another kind or a later version, or doesn't fit together.
         """
         place = os.fspath(path)
-        if not os.path.isfile(place):
-            raise ArgumentError("path", place, "no such file; write one with Inspection.save or ropewalk inspect")
-        try:
+        with one_line_damage(place, "a readable inspection", "write one with Inspection.save or ropewalk inspect"):
             return cls._read(place)
-        except (safetensors.SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
-            reason = (str(error).splitlines() or [type(error).__name__])[0]
-            raise DamagedFileError(f"{place} isn't a readable inspection ({reason})") from None
 
     @classmethod
     def _read(cls, path: str) -> Inspection:

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ropewalk.analysis.scores import ORDERS, band_channels, band_entropy, eigenvalue_shares, find_score
 from ropewalk.errors import ArgumentError, DamagedFileError, unknown_name
+from ropewalk.files import one_line_damage
 from ropewalk.heads import HeadSelection
 
 STAGES = ("pre_ntk", "post_rope", "post_ntk")
@@ -188,13 +189,9 @@ class Statistics:
             ArgumentError: there is no such file.
             DamagedFileError: the file is truncated, of another kind, or has a wrong field.
         """
-        if not os.path.isfile(path):
-            raise ArgumentError("path", os.fspath(path), "no such file; write one with Statistics.save")
-        try:
-            return cls._read(os.fspath(path))
-        except (safetensors.SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
-            reason = (str(error).splitlines() or [type(error).__name__])[0]
-            raise DamagedFileError(f"{os.fspath(path)} isn't a readable statistics file ({reason})") from None
+        place = os.fspath(path)
+        with one_line_damage(place, "a readable statistics file", "write one with Statistics.save"):
+            return cls._read(place)
 
     @classmethod
     def _read(cls, path: str) -> Statistics:
