@@ -1,6 +1,6 @@
 """One comparison of SmolLM2 past its training length: needles, many-shot, perplexity, every plan on the same prompts.
 
-    python benchmarks/smollm2_evidence.py --questions train.jsonl --out results/smollm2
+    python benchmarks/smollm2_evidence.py --questions train.jsonl --head results/smollm2/head.md --out results/smollm2
 
 The needles' answers come from the records that `extend_study.py` wrote (results/extend-smollm2); the same plans (plain,
 the best factor of every length rule, the best DoPE plan of each mode) then read many-shot prompts and windows of text
@@ -64,6 +64,10 @@ def main() -> None:
                 condition.store.close()
         command = shlex.join(["python", "benchmarks/smollm2_evidence.py", *sys.argv[1:]])
         write_report(outcome, cells, command, options.out)
+    if options.head:
+        _, _, tables = (options.out / "summary.md").read_text(encoding="utf-8").partition("\n")
+        head = options.head.read_text(encoding="utf-8").rstrip("\n")
+        options.out.with_suffix(".md").write_text(f"{head}\n{tables}", encoding="utf-8")
 
 
 def _needles(studied: dict[str, Condition]) -> tuple[Any, ...]:
@@ -122,6 +126,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--records", type=Path, default=Path("results/extend-smollm2"))
     parser.add_argument("--lengths", type=int, nargs="+", default=[11000, 16384])
     parser.add_argument("--prompts", type=int, default=3)
+    parser.add_argument("--head", type=Path, help="a Markdown file: OUT.md is it, then the tables")
     parser.add_argument("--out", type=Path, required=True)
     return parser.parse_args()
 
