@@ -148,6 +148,21 @@ def test_record_pictures_and_page_are_written(polar: Inspection, tmp_path: Path)
     assert json.loads((tmp_path / "inspect.json").read_text())["heads"]
 
 
+@pytest.mark.parametrize("name", head_figures._PICTURES)
+@pytest.mark.parametrize("has_plan", [False, True])
+def test_no_title_is_cut_off(found: Inspection, polar: Inspection, name: str, has_plan: bool) -> None:
+    shown = polar if name == "delta" else found
+    if not has_plan:
+        tensors = {key: value for key, value in shown.tensors.items() if key != "needle.after"}
+        shown = dataclasses.replace(shown, tensors=tensors)
+    figure = head_figures._PICTURES[name](shown)
+    figure.draw_without_rendering()
+    titles = [text for text in (figure._suptitle, *(axes.title for axes in figure.axes)) if text is not None]
+    for title in titles:
+        box = title.get_window_extent()
+        assert box.x0 >= 0 and box.x1 <= figure.bbox.x1 and box.y1 <= figure.bbox.y1, title.get_text()
+
+
 def test_a_tokens_text_stays_text(found: Inspection) -> None:
     largest = torch.full((4, 4), 0.5)
     seen = with_sinks(found, largest, torch.full((4, 4), 7))

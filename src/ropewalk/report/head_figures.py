@@ -165,7 +165,8 @@ def needle(found: Inspection) -> Any:
         axes.legend(frameon=False, fontsize=8)
         finish(axes, "without a plan", "with the plan")
         axes.set_title("each head's attention to the needle", fontsize=9)
-    figure.suptitle(f"From the answer's place to the needle; spread evenly it would be {even:.1%}", fontsize=10)
+    between = " " if len(shown) == 2 else "\n"  # one panel is too narrow for the whole line
+    figure.suptitle(f"From the answer's place to the needle;{between}spread evenly it would be {even:.1%}", fontsize=10)
     return figure
 
 
