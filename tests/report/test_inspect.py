@@ -186,6 +186,16 @@ def test_a_map_without_values_to_tell_apart_and_bands_outside_cones_are_drawn(fo
         draw(seen).savefig(io.BytesIO(), dpi=30)
 
 
+def test_phases_a_turn_apart_look_alike(polar: Inspection) -> None:
+    turned = dataclasses.replace(polar, tensors={**polar.tensors, "delta": polar["delta"] + 2 * torch.pi})
+    shown = [head_figures.delta(one).axes[0].images[0] for one in (polar, turned)]
+    colours = [image.cmap(image.norm(image.get_array().filled())) for image in shown]
+    assert colours[0] == pytest.approx(colours[1], abs=0.02)
+    assert (shown[0].norm.vmin, shown[0].norm.vmax) == (pytest.approx(-2 * torch.pi), 0.0)
+    ends = shown[0].cmap([0.0, 1.0])
+    assert ends[0] == pytest.approx(ends[1], abs=0.02)
+
+
 def test_the_colours_of_maps_go_from_dark_to_bright() -> None:
     (name,) = re.findall(r"[a-z]+", head_figures._MAP)
     colours = colormaps[name](torch.linspace(0, 1, 50).numpy())[:, :3]
