@@ -11,7 +11,8 @@ from typing import Any
 
 from ropewalk.evaluation.score import Answer, paired_difference
 from ropewalk.evaluation.store import read_records
-from ropewalk.report.figures import draw_by_depth
+from ropewalk.report.figures import COLOURS, draw_by_depth
+from ropewalk.report.markdown import table_lines
 from ropewalk.report.summary import nll, right, signed
 
 Answers = dict[str, list[Answer]]
@@ -46,8 +47,15 @@ def _condition(path: Path, settings: dict[str, Any], records: list[dict[str, Any
     final = _answers(records, "final")
     if final:
         picture = path.with_suffix(".png")
-        draw_by_depth(final, title, picture)
-        lines += ["", f"![{title}, by depth]({picture.relative_to(out.parent)})"]
+        drawn = _drawn(final)
+        draw_by_depth({name: final[name] for name in drawn}, title, picture)
+        rest = "" if len(drawn) == len(final) else " The rules with the least likely answers aren't drawn."
+        lines += [
+            "",
+            f"![{title}, by depth]({picture.relative_to(out.parent)})",
+            "",
+            f"Right answers and NLL by depth.{rest}",
+        ]
     return lines
 
 
@@ -57,6 +65,14 @@ def _answers(records: list[dict[str, Any]], stage: str) -> Answers:
         if record["kind"] == "answers" and record["stage"] == stage:
             found.setdefault(record["candidate"], []).extend(Answer.from_dict(a) for a in record["answers"])
     return found
+
+
+def _drawn(final: Answers) -> list[str]:
+    """As many as lines can be told apart: plain, the best rule, its DoPE plans, then other rules, best first."""
+    rules = sorted((n for n in final if n != "plain" and "DoPE" not in n), key=lambda n: _mean(final[n]))
+    judged_first = next(name for name in final if name in rules)
+    order = ["plain", judged_first, *(n for n in final if "DoPE" in n), *(n for n in rules if n != judged_first)]
+    return [name for name in order if name in final][: len(COLOURS)]
 
 
 def _table(by_name: Answers, is_judgement: bool) -> list[str]:
@@ -71,7 +87,7 @@ def _table(by_name: Answers, is_judgement: bool) -> list[str]:
             baseline = [answer for answer in by_name[rule] if answer.prompt in same]
             row.append("" if name == rule else signed(paired_difference(found, baseline)))
         rows.append(row)
-    return [f"| {' | '.join(cells)} |" for cells in (header, ["---"] * len(header), *rows)]
+    return table_lines(header, rows)
 
 
 def _mean(found: list[Answer]) -> float:
