@@ -16,7 +16,8 @@ from ropewalk.errors import ArgumentError
 from ropewalk.evaluation.calibration import FILE
 from ropewalk.evaluation.score import Answer
 from ropewalk.extend import Outcome
-from ropewalk.report.extend_page import extend_page, write_page
+from ropewalk.report.extend_page import extend_page, write_report
+from ropewalk.report.markdown import markdown
 from ropewalk.report.summary import verdict
 
 MODEL = {"name": "smollm2", "fingerprint": "ab" * 32}
@@ -32,6 +33,10 @@ def statistics(layers: int = 3) -> Statistics:
 
 def page(made: Outcome, command: str = "ropewalk extend smollm2 --length 11000") -> Element:
     return parsed(extend_page(made, command, MODEL, statistics(), RECORDS).html())
+
+
+def text(made: Outcome) -> str:
+    return markdown(extend_page(made, "ropewalk extend smollm2 --length 11000", MODEL, statistics(), RECORDS))
 
 
 def table(root: Element, number: int) -> list[list[str]]:
@@ -136,13 +141,51 @@ def test_hostile_answers_names_and_commands_stay_text() -> None:
 def test_the_file_takes_records_and_statistics_from_the_folder(tmp_path: Path) -> None:
     made = outcome(plain=2.2, rule=0.95, dope=0.60)
     with pytest.raises(ArgumentError, match=r"results\.jsonl"):
-        write_page(made, "c", MODEL, tmp_path)
+        write_report(made, "c", MODEL, tmp_path)
     (tmp_path / "results.jsonl").write_bytes(RECORDS)
     with pytest.raises(ArgumentError, match="statistics"):
-        write_page(made, "c", MODEL, tmp_path)
+        write_report(made, "c", MODEL, tmp_path)
     assert not (tmp_path / "report.html").exists()
     statistics().save(tmp_path / FILE)
-    write_page(made, "c", MODEL, tmp_path)
+    write_report(made, "c", MODEL, tmp_path)
     (link,) = [a for a in parsed((tmp_path / "report.html").read_text()).all("a") if "download" in a.attributes]
     kept = (link.attributes["href"] or "").removeprefix("data:application/jsonl;base64,")
     assert link.text == "results.jsonl" and base64.b64decode(kept) == RECORDS
+
+
+@pytest.mark.parametrize("prompts", [2, 6])
+def test_the_same_in_markdown(prompts: int) -> None:
+    made = outcome(plain=2.2, rule=0.95, dope=0.60, prompts=prompts)
+    made.winner = DOPE
+    page = text(made)
+    lines = page.splitlines()
+    assert lines[0] == "# smollm2: from 8,192 to 11,000 tokens"
+    assert lines[2] == verdict(made)
+    headings = [line for line in lines if line.startswith("## ")]
+    assert [h.removeprefix("## ") for h in headings] == [
+        "Judged on prompts that no choice had seen",
+        "Where it breaks",
+        "What it costs on short inputs",
+        "The search",
+        "The heads",
+        "How this was made",
+    ]
+    assert "| 8,192 (training length) | 4 of 10" in page and f"| 11,000 | {2 * prompts} of {10 * prompts}" in page
+    assert "| encoding | 512 tokens | 8,192 tokens |" in page
+    assert "| plain | 3.000 [2.900, 3.100] | 2.800 |" in page
+    assert "`ropewalk extend smollm2 --length 11000`" in page and "abababababababab" in page
+    assert ("haystacks the intervals are wide" in page) == (prompts == 2)
+    for number, line in enumerate(lines):  # every table has one width, a rule, and a blank line or the end behind it
+        if line.startswith("| ---"):
+            width = line.count("|")
+            end = next(i for i in range(number, len(lines)) if not lines[i].startswith("|"))
+            assert lines[end] == "" and not lines[number - 2]
+            assert {row.count("|") for row in lines[number - 1 : end]} == {width}
+        # Markdown takes headings only after a blank line in some readers.
+        if line.startswith("## "):
+            assert lines[number - 1] == "" and lines[number + 1] == ""
+    assert "\n\n\n" not in page
+
+
+def test_one_short_length() -> None:
+    assert "| encoding | 512 tokens |" in text(outcome(plain=2.2, rule=0.95, dope=0.60, original=512, target=700))

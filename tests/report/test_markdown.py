@@ -30,17 +30,17 @@ def test_every_part_has_its_lines() -> None:
         "| a\\|b | c |\n| --- | --- |\n| 1 | 2 |",
         "![A curve](curves.png)",
         "Steps.",
-        "### All tried",
-        "| x |\n| --- |\n| y |",
+        "In report.html: All tried.",
         "## How this was made",
         "- command: `ropewalk train`\n- seeds: 0 to 2",
         "All figures: summary.json.\n",
     ]
 
 
-def test_what_only_a_browser_draws_is_left_out() -> None:
-    assert "svg" not in markdown(page()) and "![" not in markdown(page())
-    assert "## How this was made" in markdown(page())
+def test_what_only_a_browser_draws_is_left_to_it() -> None:
+    text = markdown(page())
+    assert "svg" not in text and "![" not in text and "## How this was made" in text
+    assert "In report.html: Right.\n" in text and "In report.html: Heads.\n" in text
 
 
 def test_both_are_written_or_a_place_that_cannot_be_is_told(tmp_path: Path) -> None:

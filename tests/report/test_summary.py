@@ -7,7 +7,7 @@ from tests.report.outcomes import DOPE, PLAIN, RULE, answers, outcome
 
 from ropewalk.evaluation.score import Answer
 from ropewalk.extend import decide
-from ropewalk.report.summary import HEADER, evidence, final_rows, markdown, nll, right, search_rows, verdict
+from ropewalk.report.summary import HEADER, evidence, final_rows, nll, right, search_rows, verdict
 
 
 def test_the_verdict_when_dope_is_better() -> None:
@@ -87,44 +87,6 @@ def test_an_interval_from_one_haystack_says_so() -> None:
     assert not nll(answers(0.5, 1, 2)).endswith("within one haystack")
     assert nll(answers(0.5, 1, 2)).startswith("0.500 [")
     assert right(answers(0.5, 10, 1)).startswith("10 of 10 [") and right(answers(0.5, 10, 1)).endswith("1.00]")
-
-
-@pytest.mark.parametrize("prompts", [2, 6])
-def test_the_page(prompts: int) -> None:
-    made = outcome(plain=2.2, rule=0.95, dope=0.60, prompts=prompts)
-    made.winner = DOPE
-    page = markdown(made, "ropewalk extend smollm2 --length 11000", {"name": "smollm2", "fingerprint": "ab" * 32})
-    lines = page.splitlines()
-    assert lines[0] == "# smollm2: from 8,192 to 11,000 tokens"
-    assert lines[2] == verdict(made)
-    headings = [line for line in lines if line.startswith("## ")]
-    assert [h.removeprefix("## ") for h in headings] == [
-        "Judged on prompts that no choice had seen",
-        "Where it breaks",
-        "What it costs on short inputs",
-        "The search",
-        "How this was made",
-    ]
-    assert "| 8,192 (training length) | 4 of 10" in page and f"| 11,000 | {2 * prompts} of {10 * prompts}" in page
-    assert "| encoding | 512 tokens | 8,192 tokens |" in page
-    assert "| plain | 3.000 [2.900, 3.100] | 2.800 |" in page
-    assert "`ropewalk extend smollm2 --length 11000`" in page and "abababababababab" in page
-    assert ("haystacks the intervals are wide" in page) == (prompts == 2)
-    for number, line in enumerate(lines):  # every table has one width, a rule, and a blank line or the end behind it
-        if line.startswith("| ---"):
-            width = line.count("|")
-            end = next(i for i in range(number, len(lines)) if not lines[i].startswith("|"))
-            assert lines[end] == "" and not lines[number - 2]
-            assert {row.count("|") for row in lines[number - 1 : end]} == {width}
-        # Markdown takes headings only after a blank line in some readers.
-        if line.startswith("## "):
-            assert lines[number - 1] == "" and lines[number + 1] == ""
-    assert "\n\n\n" not in page
-
-
-def test_a_page_with_one_short_length() -> None:
-    made = outcome(plain=2.2, rule=0.95, dope=0.60, original=512, target=700)
-    assert "| encoding | 512 tokens |" in markdown(made, "command", {"name": None, "fingerprint": None})
 
 
 def test_the_evidence_is_plain_json() -> None:

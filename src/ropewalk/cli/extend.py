@@ -73,19 +73,17 @@ def extend_model(
 
 
 def _save(model: Any, about: dict[str, Any], outcome: Outcome, when: str, folder: Path, command: str) -> None:
-    from ropewalk.files import write_atomically
     from ropewalk.hf.plan import Plan
-    from ropewalk.report.extend_page import write_page
+    from ropewalk.report.extend_page import write_report
     from ropewalk.report.figures import draw_final
-    from ropewalk.report.summary import evidence, markdown
+    from ropewalk.report.summary import evidence
 
     assert outcome.winner is not None
     job = outcome.job
     encoding, lengths = outcome.winner.encoding, (job.target_length, job.original_length)
     Plan.of(model, encoding, *lengths, when=when, evidence=evidence(outcome)).save_pretrained(folder / "plan")
-    write_atomically(folder / "summary.md", markdown(outcome, command, about))
     draw_final(outcome, folder / "depths.png")
-    write_page(outcome, command, about, folder)
+    write_report(outcome, command, about, folder)
 
 
 def _print(console: Console, outcome: Outcome, folder: Path) -> None:

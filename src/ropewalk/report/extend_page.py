@@ -14,6 +14,7 @@ from ropewalk.evaluation.calibration import FILE
 from ropewalk.extend import Outcome
 from ropewalk.files import one_line_errors
 from ropewalk.report.figures import DEPTH, by_depth
+from ropewalk.report.markdown import write_pages
 from ropewalk.report.page import (
     Download,
     Folded,
@@ -60,8 +61,8 @@ _SCORES = (
 )
 
 
-def write_page(outcome: Outcome, command: str, model: dict[str, Any], folder: Path) -> None:
-    """Write report.html into a run's folder, from its outcome and from the records and head statistics there.
+def write_report(outcome: Outcome, command: str, model: dict[str, Any], folder: Path) -> None:
+    """Write summary.md and report.html into a run's folder, from its outcome and the records and head statistics there.
 
     Args:
         outcome: what `extend` found.
@@ -75,7 +76,7 @@ def write_page(outcome: Outcome, command: str, model: dict[str, Any], folder: Pa
     path = folder / "results.jsonl"
     with one_line_errors(path, "read"):
         records = path.read_bytes()
-    extend_page(outcome, command, model, Statistics.load(folder / FILE), records).write(folder / "report.html")
+    write_pages(extend_page(outcome, command, model, Statistics.load(folder / FILE), records), folder)
 
 
 def extend_page(outcome: Outcome, command: str, model: dict[str, Any], statistics: Statistics, records: bytes) -> Page:

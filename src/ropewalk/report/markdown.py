@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ropewalk.files import write_atomically
-from ropewalk.report.page import Download, Folded, Page, Paragraph, Part, Picture, Reproduce, Section, Table
+from ropewalk.report.page import Download, Page, Paragraph, Part, Picture, Reproduce, Section, Table
 
 
 def markdown(page: Page) -> str:
-    """The page as text. Maps, which only a browser draws, are left to report.html."""
+    """The page as text. Maps, which only a browser draws, and what is folded away are named and left to report.html."""
     lines = [f"# {page.title}", "", page.verdict, ""]
     for part in page.parts:
         lines += _lines(part)
@@ -45,6 +45,5 @@ def _lines(part: Part) -> list[str]:
         return [f"- command: `{part.command}`", *(f"- {name}: {fact}" for name, fact in part.facts.items()), ""]
     if isinstance(part, Download):
         return [f"All figures: {part.name}.", ""]
-    if isinstance(part, Folded):
-        return [f"### {part.title}", "", *(line for inner in part.parts for line in _lines(inner))]
-    return []
+    title = getattr(part, "title", "")
+    return [f"In report.html: {title}.", ""] if title else []

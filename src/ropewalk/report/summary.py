@@ -18,7 +18,6 @@ from ropewalk.evaluation.score import (
     proportion_interval,
 )
 from ropewalk.extend import LEAST_GAIN, Outcome, is_gain
-from ropewalk.report.markdown import table_lines
 
 
 @dataclass(frozen=True)
@@ -179,50 +178,6 @@ def facts(outcome: Outcome, model: dict[str, Any]) -> dict[str, str]:
         "model fingerprint": str(model.get("fingerprint"))[:16],
         **made_with(),
     }
-
-
-def markdown(outcome: Outcome, command: str, model: dict[str, Any]) -> str:
-    """The whole summary as a Markdown page."""
-    warning, (rules_title, dope_title) = few_prompts(outcome), search_titles(outcome)
-    lines = [
-        f"# {title(outcome, model)}",
-        "",
-        verdict(outcome),
-        "",
-        setup(outcome),
-        "",
-        "## Judged on prompts that no choice had seen",
-        "",
-        *table_lines(HEADER, [row.cells() for row in final_rows(outcome)]),
-        "",
-        *([warning, ""] if warning else []),
-        "## Where it breaks",
-        "",
-        *table_lines(BREAKS_HEADER, where_it_breaks(outcome)),
-        "",
-        "## What it costs on short inputs",
-        "",
-        SHORT_COST,
-        "",
-        *table_lines(short_header(outcome), short_rows(outcome)),
-        "",
-        "## The search",
-        "",
-        rules_title,
-        "",
-        *table_lines(("rule", *SEARCH_HEADER), search_rows(outcome.rules)),
-        "",
-        dope_title,
-        "",
-        *table_lines(("plan", *SEARCH_HEADER), search_rows(outcome.dope)),
-        "",
-        "## How this was made",
-        "",
-        f"- command: `{command}`",
-        *(f"- {name}: {value}" for name, value in facts(outcome, model).items()),
-        "",
-    ]
-    return "\n".join(lines)
 
 
 def right(answers: Sequence[Answer]) -> str:

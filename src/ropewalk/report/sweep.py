@@ -18,7 +18,7 @@ from ropewalk.evaluation.sweep_run import Outcome
 from ropewalk.files import write_atomically
 from ropewalk.hf.card import Figure, card
 from ropewalk.report.markdown import write_pages
-from ropewalk.report.page import Download, Folded, HeatMaps, Page, Paragraph, Part, Reproduce, Section, Table
+from ropewalk.report.page import Download, HeatMaps, Page, Paragraph, Part, Reproduce, Section, Table
 from ropewalk.tasks.prompts import NOWHERE
 
 # More maps than this nobody looks at; those of the plans with the likeliest answers are shown.
@@ -111,7 +111,7 @@ def page(outcome: Outcome, cells: Cells, command: str, raw: str) -> Page:
         parts.append(Section("What was picked, on prompts of its own"))
         for pick in picked:
             parts.append(Paragraph(_pick_line(pick)))
-            parts.append(Folded(f"All {len(pick.tried)} tried", [Table(("plan", "mean answer NLL"), _tried(pick))]))
+            parts.append(Table(("plan", "mean answer NLL"), _tried(pick)))
     parts += [Section("How this was made"), Reproduce(command, facts(outcome))]
     parts.append(Download("summary.json", raw.encode(), "application/json"))
     models = ", ".join(entry.name for entry in outcome.config.models)
