@@ -21,6 +21,14 @@ from ropewalk.report.markdown import markdown
 from ropewalk.report.summary import verdict
 
 MODEL = {"name": "smollm2", "fingerprint": "ab" * 32}
+SECTIONS = [
+    "Judged on prompts that no choice had seen",
+    "Where it breaks",
+    "What it costs on short inputs",
+    "The search",
+    "The heads",
+    "How this was made",
+]
 RECORDS = b'{"format": "ropewalk.records"}\n'
 
 
@@ -50,14 +58,7 @@ def test_verdict_tables_and_sections() -> None:
     root = page(made)
     assert root.all("h1")[0].text == "smollm2: from 8,192 to 11,000 tokens"
     assert root.all("p", "verdict")[0].text == verdict(made)
-    assert [h.text for h in root.all("h2")] == [
-        "Judged on prompts that no choice had seen",
-        "Where it breaks",
-        "What it costs on short inputs",
-        "The search",
-        "The heads",
-        "How this was made",
-    ]
+    assert [h.text for h in root.all("h2")] == SECTIONS
     judged = table(root, 0)
     assert [row[0] for row in judged] == ["encoding", PLAIN.name, RULE.name, DOPE.name]
     assert judged[1][1].startswith("12 of 60 [") and judged[3][3].startswith("-0.350")
@@ -162,14 +163,7 @@ def test_the_same_in_markdown(prompts: int) -> None:
     assert lines[0] == "# smollm2: from 8,192 to 11,000 tokens"
     assert lines[2] == verdict(made)
     headings = [line for line in lines if line.startswith("## ")]
-    assert [h.removeprefix("## ") for h in headings] == [
-        "Judged on prompts that no choice had seen",
-        "Where it breaks",
-        "What it costs on short inputs",
-        "The search",
-        "The heads",
-        "How this was made",
-    ]
+    assert [h.removeprefix("## ") for h in headings] == SECTIONS
     assert "| 8,192 (training length) | 4 of 10" in page and f"| 11,000 | {2 * prompts} of {10 * prompts}" in page
     assert "| encoding | 512 tokens | 8,192 tokens |" in page
     assert "| plain | 3.000 [2.900, 3.100] | 2.800 |" in page
