@@ -93,3 +93,5 @@ def test_a_report_can_be_written_before_any_run_is_finished(tmp_path: Path) -> N
     write_report(comparison(tmp_path, rope=[0.5, None]), "ropewalk train")
     data = json.loads((tmp_path / "summary.json").read_text())
     assert [r["value"] for r in data["results"]] == [0.5, None] and data["command"] == "ropewalk train"
+    assert "torch" in data["versions"] and "processors" in data["machine"]  # versions by name, for other tools
+    assert isinstance(data["versions"], dict)

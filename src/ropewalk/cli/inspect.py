@@ -102,12 +102,12 @@ def _described(found: Inspection, tokenizer: Any, how: dict[str, Any]) -> Inspec
     """The inspection with what is known here about how it was made, and the texts of the tokens it points at."""
     import dataclasses
 
-    from ropewalk.evaluation.provenance import machine, versions
+    from ropewalk.evaluation.provenance import provenance
     from ropewalk.tasks.haystack import spelled
 
     places = sorted(set(found["sinks.largest_at"].flatten().tolist()))
     texts = {str(place): spelled(tokenizer, int(found["tokens"][place])) for place in places}
-    more = {"token_texts": texts, "versions": versions(), "machine": machine()}
+    more = {"token_texts": texts} | provenance()
     return dataclasses.replace(found, about={**found.about, **how, **more})
 
 

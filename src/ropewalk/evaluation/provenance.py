@@ -6,6 +6,7 @@ import importlib.metadata
 import os
 import platform
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -22,8 +23,13 @@ def versions() -> dict[str, str]:
     return found
 
 
+def provenance() -> dict[str, Any]:
+    """Versions by name, and the machine: what a results file says of how it was made."""
+    return {"versions": versions(), "machine": machine()}
+
+
 def made_with() -> dict[str, str]:
-    """Versions and machine, a line each."""
+    """Versions and machine, a line each, for a page."""
     return {"versions": ", ".join(f"{name} {version}" for name, version in versions().items()), "machine": machine()}
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ropewalk.evaluation.arms import Arm
-from ropewalk.evaluation.provenance import made_with
+from ropewalk.evaluation.provenance import made_with, provenance
 from ropewalk.evaluation.score import Estimate
 from ropewalk.evaluation.shares import WORDS, Group, Share
 from ropewalk.files import write_atomically
@@ -161,7 +161,7 @@ def write_report(judgement: Judgement, folder: Path, command: str) -> None:
         "unknown": judgement.unknown,
         "command": command,
     }
-    raw = json.dumps(found | made_with(), indent=2) + "\n"
+    raw = json.dumps(found | provenance(), indent=2) + "\n"
     write_atomically(folder / "summary.json", raw)
     draw(judgement, folder / _PICTURE)
     write_pages(page(judgement, command, (folder / _PICTURE).read_bytes(), raw), folder)

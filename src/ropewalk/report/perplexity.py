@@ -10,7 +10,7 @@ from typing import Any
 
 from ropewalk.evaluation.by_position import FULL
 from ropewalk.evaluation.perplexity import Curve, Point, Study
-from ropewalk.evaluation.provenance import made_with
+from ropewalk.evaluation.provenance import made_with, provenance
 from ropewalk.evaluation.score import Estimate
 from ropewalk.files import write_atomically
 from ropewalk.report.figures import finish
@@ -145,7 +145,7 @@ def draw(study: Study, path: Path) -> None:
 
 def write_report(study: Study, folder: Path, command: str) -> None:
     """summary.md, summary.json, perplexity.png and report.html in a folder."""
-    raw = json.dumps(study.to_dict() | {"command": command} | made_with(), indent=2) + "\n"
+    raw = json.dumps(study.to_dict() | {"command": command} | provenance(), indent=2) + "\n"
     write_atomically(folder / "summary.json", raw)
     draw(study, folder / _PICTURE)
     write_pages(page(study, command, (folder / _PICTURE).read_bytes(), raw), folder)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 
-from ropewalk.evaluation.provenance import made_with
+from ropewalk.evaluation.provenance import provenance
 from ropewalk.files import one_line_errors, write_atomically
 from ropewalk.report.markdown import write_pages
 from ropewalk.report.page import Download, Page, Paragraph, Part, Picture, Reproduce, Section, Table
@@ -26,7 +26,7 @@ def write_report(comparison: Comparison, command: str) -> None:
         ArgumentError: a file can't be read or written.
     """
     out = comparison.out
-    raw = json.dumps(comparison.to_dict() | {"command": command} | made_with(), indent=2) + "\n"
+    raw = json.dumps(comparison.to_dict() | {"command": command} | provenance(), indent=2) + "\n"
     write_atomically(out / "summary.json", raw)
     with one_line_errors(out / _PICTURE):
         draw_curves(comparison, out / _PICTURE)
