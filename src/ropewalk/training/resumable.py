@@ -12,7 +12,7 @@ from accelerate import PartialState
 from transformers import TrainingArguments
 
 from ropewalk.errors import ArgumentError
-from ropewalk.evaluation.provenance import machine, versions
+from ropewalk.evaluation.provenance import provenance
 from ropewalk.training.course import Course
 from ropewalk.training.data import Clock
 from ropewalk.training.folder import RunFolder
@@ -108,7 +108,7 @@ def _trained(
     if watch is not None:
         watch.began(run.name, step, run.course.steps)
     trainer.train(resume_from_checkpoint=str(checkpoint[0]) if checkpoint else None)
-    result = run.judge(trainer, curve, watch) | {"run": run.about, "versions": versions(), "machine": machine()}
+    result = run.judge(trainer, curve, watch) | {"run": run.about} | provenance()
     _save_model(trainer, run)
     if is_first:
         run.folder.finish(result)
