@@ -53,6 +53,15 @@ def test_sizes_are_the_recipes() -> None:
     assert sizes(built("rope"))["own_parameters"] == 0
 
 
+def test_first_weights_are_as_wide_as_the_recipe_says() -> None:
+    wide = dict(built("pope", ModelSize(hidden=64, heads=4, layers=2, initial=0.125)).named_parameters())
+    drawn = {n: p for n, p in wide.items() if p.dim() > 1 and not is_own(n)}
+    assert len(drawn) == 2 + 2 * 7
+    assert all(0.11 < p.std().item() < 0.14 for p in drawn.values())
+    narrow = built("pope", ModelSize(hidden=64, heads=4, layers=2))
+    assert narrow.model.layers[0].mlp.up_proj.weight.std().item() == pytest.approx(0.02, rel=0.05)
+
+
 def test_dropout_is_on_tokens_and_on_what_each_layer_adds_and_only_in_training() -> None:
     model = built("rope", dataclasses.replace(SIZE, dropout=0.5))
     ids = torch.tensor([[1, 2, 3]])

@@ -88,6 +88,7 @@ def test_sizes_that_a_recipe_leaves_out_follow_from_others() -> None:
         ({"model.hidden": 15}, "multiple of model.heads=2"),
         ({"model.heads": 4, "model.kv_heads": 3}, "divide model.heads=4"),
         ({"model.dropout": 1.0}, "model.dropout=1.0"),
+        ({"model.initial": 0}, "model.initial=0"),
         ({"model.tied": "yes"}, "true or false"),
     ],
 )

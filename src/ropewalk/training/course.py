@@ -110,7 +110,7 @@ def _wrong(name: str, found: Any, kinds: tuple[Any, ...]) -> str:
         return "" if isinstance(found, bool) else "give true or false"
     is_number = isinstance(found, (int, float)) and not isinstance(found, bool)
     if float in kinds:
-        least = "over 0" if name in ("learning_rate", "clip") else "of 0 or more"
+        least = "over 0" if name in ("learning_rate", "clip", "initial") else "of 0 or more"
         is_right = is_number and found < float("inf") and (found > 0 if least == "over 0" else found >= 0)
         return "" if is_right else f"give a number {least}"
     if int in kinds:

@@ -56,6 +56,7 @@ def build_model(size: ModelSize, vocabulary_size: int, longest: int, named: Name
         max_position_embeddings=size.positions or longest,
         attention_dropout=size.attention_dropout,
         tie_word_embeddings=size.tied,
+        initializer_range=size.initial,
         rope_parameters={"rope_type": "default", "rope_theta": _BASE},
         bos_token_id=None,
         eos_token_id=None,

@@ -30,6 +30,8 @@ class ModelSize:
         tied: whether the output layer is the token embedding.
         positions: the positions that the model is made for, in tokens; the task's longest sequence when None. Only
             encodings with a table of positions end there.
+        initial: standard deviation of the first weights, matrices and embeddings. transformers' 0.02 is made for wide
+            models: at 1 / sqrt(hidden) a layer's outputs begin as large as its inputs.
     """
 
     hidden: int
@@ -41,6 +43,7 @@ class ModelSize:
     attention_dropout: float = 0.0
     tied: bool = False
     positions: int | None = None
+    initial: float = 0.02
 
     def __post_init__(self) -> None:
         check_types(self, "model.")
