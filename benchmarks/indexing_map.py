@@ -3,36 +3,57 @@
     python benchmarks/indexing_map.py runs/* --head results/indexing/head.md --out results/indexing.md
 
 Each folder is the OUT of one or several `ropewalk train --task indexing` of one size. Beside the page comes a picture:
-accuracy on validation strings against steps, a panel a size, a line a seed.
+accuracy on validation strings against steps, a panel a size, a line a seed; and runs.jsonl, a line a run: what was
+trained, its curve on validation strings and its figures on the test set.
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ropewalk.evaluation.provenance import machine, made_with
 from ropewalk.report.figures import finish
 from ropewalk.report.markdown import table_lines
 from ropewalk.report.marks import line_style
 from ropewalk.training.folder import RunFolder
 
-HEADER = ("strings", "model", "batch, rate, steps", "encoding", "test accuracy, each seed", "steps to 50 %", "to 95 %")
+HEADER = (
+    "strings",
+    "model, first weights",
+    "batch, rate, steps",
+    "encoding",
+    "test accuracy, each seed",
+    "steps to 50 %",
+    "to 95 %",
+    "minutes",
+)
 REACHED = 0.5, 0.95
 
 
-@dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True)
 class Run:
     """One encoding with one seed."""
 
     encoding: str
     seed: int
     about: dict[str, Any]
-    points: list[tuple[int, float]]
+    curve: list[dict[str, Any]]
     result: dict[str, Any] | None
+
+    @property
+    def points(self) -> list[tuple[int, float]]:
+        """Steps and accuracies on validation strings."""
+        return [(point["step"], point["metric"]) for point in self.curve]
+
+    @property
+    def minutes(self) -> str:
+        """What the run has taken, evaluation and checkpoints included."""
+        return f"{self.curve[-1]['seconds'] / 60:.0f}" if self.curve else "–"
 
     @property
     def accuracy(self) -> str:
@@ -63,6 +84,9 @@ def main() -> None:
     lines += ["", *table_lines(HEADER, [row for runs in sizes.values() for row in _rows(runs)])]
     picture = options.out.with_suffix("") / "curves.png"
     _draw(list(sizes.values()), picture)
+    records = [dataclasses.asdict(run) for runs in sizes.values() for run in runs]
+    (picture.parent / "runs.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    lines += ["", f"Each run: [runs.jsonl]({picture.parent.name}/runs.jsonl). {made_with()['versions']}; {machine()}."]
     lines += ["", f"![Accuracy on validation strings against steps]({picture.relative_to(options.out.parent)})"]
     options.out.write_text("\n".join(lines).lstrip("\n") + "\n", encoding="utf-8")
 
@@ -72,8 +96,8 @@ def _runs(folder: Path) -> list[Run]:
     for path in sorted(folder.glob("*/seed-*/run.json")):
         run = RunFolder(path.parent)
         about = json.loads(path.read_text(encoding="utf-8"))
-        points = [(p["step"], p["metric"]) for p in run.curve() if p.get("metric") is not None]
-        found.append(Run(path.parts[-3], about["seed"], about, points, run.result()))
+        curve = [point for point in run.curve() if point.get("metric") is not None]
+        found.append(Run(path.parts[-3], about["seed"], about, curve, run.result()))
     return found
 
 
@@ -86,11 +110,12 @@ def _rows(runs: Sequence[Run]) -> list[tuple[str, ...]]:
         rows.append(
             (
                 f"{task['least']} to {task['most']} of {task['letters']}, shifts to {task['shift']}",
-                f"{size['layers']} x {size['hidden']}, {size['heads']} heads",
+                f"{size['layers']} x {size['hidden']}, {size['heads']} heads; {size['initial']:g}",
                 f"{recipe['batch']}, {recipe['learning_rate']:g}, {recipe['steps']:,}",
                 encoding,
                 ", ".join(run.accuracy for run in seeds),
                 *(", ".join(run.first(share) for run in seeds) for share in REACHED),
+                ", ".join(run.minutes for run in seeds),
             )
         )
     return rows

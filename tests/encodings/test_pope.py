@@ -193,7 +193,7 @@ class TestDelta:
 
     @pytest.mark.parametrize(("start", "target"), [(0.7, -0.5), (-FULL - 0.7, 0.5 - FULL), (0.0, -0.3)])
     def test_a_delta_that_a_step_pushed_out_returns(self, start: float, target: float) -> None:
-        module = PoPE(1, 1, magnitude="identity").module()
+        module = PoPE(1, 1, bound="clamp", magnitude="identity").module()
         assert module.delta is not None
         with torch.no_grad():
             module.delta.fill_(start)
@@ -208,8 +208,22 @@ class TestDelta:
             optimizer.step()
         assert module.delta.item() == pytest.approx(target, abs=1e-3)
 
+    @pytest.mark.parametrize("bound", ["free", "clamp"])
+    def test_from_zero_only_a_free_delta_turns_to_what_lies_behind(self, bound: str) -> None:
+        """The score of the key before is greatest at delta = theta, above 0: where every step from 0 wants to go."""
+        module = PoPE(4, 1, base=16.0, bound=bound).module()
+        assert module.delta is not None
+        optimizer = torch.optim.SGD(module.parameters(), lr=0.5)
+        one, positions = torch.ones(1, 1, 1, 4), (torch.tensor([1]), torch.tensor([0]))
+        for _ in range(60):
+            optimizer.zero_grad()
+            (-scores(module, one, one, positions)).sum().backward()
+            optimizer.step()
+        wanted = module.frequencies.tolist() if bound == "free" else [0.0] * 4
+        assert module.delta[0].tolist() == pytest.approx(wanted, abs=1e-3)
+
     def test_free_and_clamped_are_the_same_function_a_turn_apart(self) -> None:
-        free, clamped = drawn(PoPE(8, 2, bound="free")), PoPE(8, 2).module()
+        free, clamped = drawn(PoPE(8, 2)), PoPE(8, 2, bound="clamp").module()
         assert free.delta is not None and clamped.delta is not None
         with torch.no_grad():
             clamped.delta.copy_(-((-free.delta) % FULL))

@@ -39,7 +39,7 @@ class TestPoPEPyTorch:
 
     def pair(self, groups: int) -> tuple[PoPEModule, Any, Any]:
         peer = pytest.importorskip("PoPE_pytorch")
-        ours, theirs = PoPE(D, groups).module(), peer.PoPE(D, heads=groups)
+        ours, theirs = PoPE(D, groups, bound="clamp").module(), peer.PoPE(D, heads=groups)
         set_delta(ours, theirs.bias)
         return ours, theirs, peer
 
@@ -50,7 +50,7 @@ class TestPoPEPyTorch:
 
     def test_partial_and_offset(self) -> None:
         peer = pytest.importorskip("PoPE_pytorch")
-        ours, theirs = PoPE(D, 2, rotary_dim=8).module(), peer.PoPE(8, heads=2)
+        ours, theirs = PoPE(D, 2, bound="clamp", rotary_dim=8).module(), peer.PoPE(8, heads=2)
         set_delta(ours, theirs.bias)
         q, k = content(2, 2)
         close(
@@ -126,7 +126,7 @@ class TestPoPEPyTorch:
 class TestXTransformers:
     def pair(self, heads: int) -> tuple[PoPEModule, Any, Any]:
         peer = pytest.importorskip("x_transformers.x_transformers")
-        ours, theirs = PoPE(D, heads).module(), peer.PolarEmbedding(D, heads)
+        ours, theirs = PoPE(D, heads, bound="clamp").module(), peer.PolarEmbedding(D, heads)
         set_delta(ours, theirs.learned_bias)
         return ours, theirs, peer
 

@@ -21,7 +21,8 @@ def test_sizes_come_from_the_model() -> None:
     assert named("rope", SHAPE).encoding == RoPE(8)
     assert named("pope", SHAPE).encoding == PoPE(8, 2)
     assert named("pope-uniform", SHAPE).encoding == PoPE(8, 2, delta="uniform")
-    assert named("pope-free", SHAPE).encoding == PoPE(8, 2, bound="free")
+    assert named("pope-clamp", SHAPE).encoding == PoPE(8, 2, bound="clamp")
+    assert named("pope", SHAPE).encoding.to_dict()["bound"] == "free"
     assert named("alibi", SHAPE).encoding == ALiBi(4)
     assert named("learned", SHAPE).encoding == Learned(32, 50)
 

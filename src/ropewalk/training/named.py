@@ -57,10 +57,10 @@ def _pope(delta: str, bound: str) -> Callable[[Shape], Encoding]:
 
 _MAKERS: dict[str, Callable[[Shape], Encoding]] = {
     "rope": lambda s: RoPE(s.head_dim),
-    "pope": _pope("zero", "clamp"),
-    "pope-free": _pope("zero", "free"),
-    "pope-uniform": _pope("uniform", "clamp"),
-    "pope-uniform-free": _pope("uniform", "free"),
+    "pope": _pope("zero", "free"),
+    "pope-clamp": _pope("zero", "clamp"),
+    "pope-uniform": _pope("uniform", "free"),
+    "pope-uniform-clamp": _pope("uniform", "clamp"),
     "pope-no-delta": _pope("none", "free"),
     "nope": lambda s: NoPE(),
     "alibi": lambda s: ALiBi(s.heads),
