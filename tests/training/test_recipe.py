@@ -9,6 +9,7 @@ from tests.training.tiny import SIZE, recipe
 
 from ropewalk.errors import ArgumentError
 from ropewalk.training.chosen import build_task, trainable
+from ropewalk.training.named import check_names
 from ropewalk.training.recipe import SIZES, build_recipe, parse_changes, read_recipe, recipe_names
 
 CONTENT = {"model": {"hidden": 16, "heads": 2, "layers": 1}, "steps": 10, "batch": 4, "learning_rate": 1e-3}
@@ -21,6 +22,7 @@ def test_every_recipe_that_comes_along_is_whole_and_has_its_task() -> None:
             found = read_recipe(name, size)
             assert (found.weight_decay, found.clip, found.final) == (0.01, 1.0, 0.1), (name, size)
             needs_data = name in ("chorales", "midi", "genome")
+            check_names(found.encodings)
             task = build_task(found, "somewhere" if needs_data else None)
             assert task.name == name and set(found.fields) <= set(task.to_dict())
 
@@ -88,6 +90,8 @@ def test_sizes_that_a_recipe_leaves_out_follow_from_others() -> None:
         ({"model.hidden": 15}, "multiple of model.heads=2"),
         ({"model.heads": 4, "model.kv_heads": 3}, "divide model.heads=4"),
         ({"model.dropout": 1.0}, "model.dropout=1.0"),
+        ({"encodings": 3}, "encodings=3"),
+        ({"encodings": []}, "[rope, pope]"),
         ({"model.initial": 0}, "model.initial=0"),
         ({"model.tied": "yes"}, "true or false"),
     ],
@@ -96,6 +100,12 @@ def test_wrong_keys_and_values_are_refused_by_name(changes: dict[str, Any], said
     with pytest.raises(ArgumentError) as error:
         build_recipe("tiny", "small", CONTENT, changes)
     assert said in str(error.value) and "\n" not in str(error.value)
+
+
+def test_a_recipe_may_say_what_it_compares_and_runs_dont_depend_on_it() -> None:
+    plain, other = build_recipe("tiny", "small", CONTENT), build_recipe("tiny", "small", CONTENT, {"encodings": "nope"})
+    assert (plain.encodings, other.encodings) == (("rope", "pope"), ("nope",))
+    assert plain.identity() == other.identity()
 
 
 def test_a_key_without_a_value_is_missed() -> None:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 def train_models(
     ctx: typer.Context,
     task: Annotated[str, typer.Option(help="What to learn, such as indexing or language; `ropewalk list` has all.")],
-    encoding: Annotated[str, typer.Option(help="Encodings by name, with commas.")] = "rope,pope",
+    encoding: Annotated[str, typer.Option(help="Encodings by name, with commas; default: the recipe's.")] = "",
     size: Annotated[str, typer.Option(help="The recipe: small, or paper for the paper's own sizes.")] = "small",
     seeds: Annotated[int, typer.Option(help="Runs of each encoding.")] = 3,
     out: Annotated[Path, typer.Option(help="Folder for runs, summary.md and .json, curves.png, report.html.")] = Path(
@@ -42,7 +42,7 @@ def train_models(
     from ropewalk.training.named import split_names
     from ropewalk.training.recipe import parse_changes
 
-    names = split_names(encoding)
+    asked = split_names(encoding) if encoding else ()
     wanted = parse_changes(changes or [])
     if steps:
         wanted["steps"] = steps
@@ -53,6 +53,7 @@ def train_models(
     from ropewalk.training.recipe import read_recipe
 
     recipe = read_recipe(task, size, wanted)
+    names = asked or recipe.encodings
     comparison = Comparison(recipe, build_task(recipe, data or None, tokenizer or None), names, seeds, out)
     check(comparison, cpu)
     command = given_command(ctx, "train", renamed={"changes": "set"})

@@ -94,7 +94,7 @@ def check_types(value: Any, prefix: str = "") -> None:
     `prefix` stands before a field's name in the error; fields of no plain kind are passed over.
     """
     for name, hint in typing.get_type_hints(type(value)).items():
-        if typing.get_origin(hint) is dict:
+        if typing.get_origin(hint) in (dict, tuple):
             continue
         found = getattr(value, name)
         remedy = _wrong(name, found, typing.get_args(hint) or (hint,))

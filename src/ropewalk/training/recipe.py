@@ -80,16 +80,18 @@ class Recipe(Course):
         size: which section of the file it came from.
         fields: arguments of the task's class.
         model: the model's sizes.
+        encodings: what is compared unless somebody asks for others, by short name.
     """
 
     task: str
     size: str
     model: ModelSize
     fields: dict[str, Any] = dataclasses.field(default_factory=dict)
+    encodings: tuple[str, ...] = ("rope", "pope")
 
     def identity(self) -> dict[str, Any]:
-        """What must be the same for a run to go on: all but how the work is cut up, and the section's name."""
-        return {name: value for name, value in super().identity().items() if name != "size"}
+        """What must be the same for a run to go on: not how the work is cut up, what it is called or compared with."""
+        return {name: value for name, value in super().identity().items() if name not in ("size", "encodings")}
 
 
 def recipe_names(folder: Path | None = None) -> tuple[str, ...]:
@@ -120,7 +122,9 @@ def build_recipe(task: str, size: str, content: Any, changes: Mapping[str, Any] 
     model, fields = data.pop("model", {}), data.pop("task", {})
     if not isinstance(model, dict) or not isinstance(fields or {}, dict):
         raise ArgumentError("recipe", data, "model and task are sections of `key: value`")
-    known = [f.name for f in dataclasses.fields(Course)]
+    if "encodings" in data:
+        data["encodings"] = _names(data["encodings"])
+    known = [*(f.name for f in dataclasses.fields(Course)), "encodings"]
     _check_keys(data, known, [n for n in ("steps", "batch", "learning_rate") if n not in data], "")
     sizes = [f.name for f in dataclasses.fields(ModelSize)]
     _check_keys(model, sizes, [n for n in ("hidden", "heads", "layers") if n not in model], "model.")
@@ -144,6 +148,14 @@ def parse_changes(words: Sequence[str]) -> dict[str, Any]:
             ) from error
         changes[key.strip()] = _number(value)
     return changes
+
+
+def _names(value: Any) -> tuple[str, ...]:
+    """The names of a list, or of a word with commas."""
+    words = value.split(",") if isinstance(value, str) else value
+    if not isinstance(words, list) or not words or not all(isinstance(word, str) for word in words):
+        raise ArgumentError("encodings", value, "give a list of names, such as [rope, pope]")
+    return tuple(word.strip() for word in words)
 
 
 def _number(value: Any) -> Any:
