@@ -133,7 +133,7 @@ def _draw(sizes: Sequence[Sequence[Run]], path: Path) -> None:
         axes.set_visible(False)
     for axes, runs in zip(panels.flat, sizes, strict=False):
         for run in runs:
-            style = line_style(names.index(run.encoding)) | {"marker": "", "linewidth": 1.2}
+            style = line_style(names.index(run.encoding)) | {"markersize": 3, "linewidth": 1.2}
             axes.plot(*zip(*run.points, strict=True) if run.points else ([], []), label=run.encoding, **style)
         strings, size, schedule = _rows(runs)[0][:3]
         axes.set_title(f"{strings}\n{size}; {schedule}", fontsize=8)

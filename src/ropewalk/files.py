@@ -5,12 +5,16 @@ from __future__ import annotations
 import contextlib
 import os
 import secrets
+import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import safetensors
 
 from ropewalk.errors import ArgumentError, DamagedFileError
+
+if sys.platform != "win32":
+    import fcntl
 
 
 def write_atomically(path: str | Path, text: str, argument: str = "out") -> None:
@@ -37,6 +41,19 @@ def write_parts_atomically(path: str | Path, parts: Iterable[str], argument: str
         with contextlib.suppress(OSError):
             part.unlink()
         raise
+
+
+def lock(descriptor: int, path: Path) -> None:
+    """Be the only process that writes to `path` while this file is open; ArgumentError when another one is.
+
+    Windows has no flock: there, nothing stops two writers.
+    """
+    if sys.platform != "win32":
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            remedy = "another process is writing to it; wait for that one or choose another --out"
+            raise ArgumentError("out", str(path), remedy) from error
 
 
 @contextlib.contextmanager

@@ -173,6 +173,21 @@ def test_a_finished_run_is_not_trained_again(tmp_path: Path, monkeypatch: pytest
     assert notes.ends == [("pope-uniform, seed 0", result.value)] and not notes.began_at
 
 
+def test_a_run_that_another_process_is_training_is_refused_and_left_alone(tmp_path: Path) -> None:
+    refused = []
+
+    class Second(TrainerCallback):  # type: ignore[misc, unused-ignore]
+        def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            with pytest.raises(ArgumentError, match="another process is writing to it"):
+                trained(tmp_path / "twice")
+            refused.append(state.global_step)
+
+    trained(tmp_path / "once")
+    trained(tmp_path / "twice", callbacks=(Second(),))
+    assert refused == list(range(1, 11))
+    assert curve(tmp_path / "twice", "pope-uniform") == curve(tmp_path / "once", "pope-uniform")
+
+
 def test_a_folder_of_another_run_is_refused_and_left_alone(tmp_path: Path) -> None:
     with pytest.raises(Killed):
         trained(tmp_path, callbacks=(Kill(5),))

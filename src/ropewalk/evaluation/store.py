@@ -5,16 +5,12 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import sys
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 from ropewalk.errors import ArgumentError, DamagedFileError
-from ropewalk.files import one_line_errors
-
-if sys.platform != "win32":
-    import fcntl
+from ropewalk.files import lock, one_line_errors
 
 FORMAT = "ropewalk.records"
 VERSION = 1
@@ -38,7 +34,7 @@ class Store:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self._file = os.open(self.path, os.O_RDWR | os.O_CREAT | getattr(os, "O_BINARY", 0), 0o666)
         try:
-            self._lock()
+            lock(self._file, self.path)
             self._resume()
         except BaseException:
             self.close()
@@ -76,15 +72,6 @@ class Store:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
-
-    def _lock(self) -> None:
-        # Windows has no flock: there, nothing stops two writers.
-        if sys.platform != "win32":
-            try:
-                fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
-                remedy = "another process is writing to it; wait for that one or choose another --out"
-                raise ArgumentError("out", str(self.path), remedy) from error
 
     def _resume(self) -> None:
         with one_line_errors(self.path):

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from ropewalk.errors import ArgumentError, DamagedFileError
-from ropewalk.files import one_line_errors, write_atomically
+from ropewalk.files import lock, one_line_errors, write_atomically
 
 _CHECKPOINT = "checkpoint-"
 
@@ -54,6 +57,23 @@ class RunFolder:
         """Say whose folder it is."""
         if not (self.path / "run.json").is_file():
             write_atomically(self.path / "run.json", json.dumps(identity, indent=2) + "\n")
+
+    @contextlib.contextmanager
+    def alone(self) -> Iterator[None]:
+        """While it is written to: ArgumentError when another process does so. A process's end, or kill, frees it."""
+        place = self.path / ".lock"
+        with one_line_errors(place):
+            self.path.mkdir(parents=True, exist_ok=True)
+            descriptor = os.open(place, os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            lock(descriptor, self.path)
+            try:
+                yield
+            finally:
+                with contextlib.suppress(OSError):  # Windows removes no open file
+                    place.unlink()
+        finally:
+            os.close(descriptor)
 
     def start(self) -> dict[str, Any] | None:
         """What was measured before the first step, if it was."""

@@ -98,9 +98,16 @@ def _trained(
 ) -> dict[str, Any]:
     """From the first step, or from a checkpoint, to the result in the folder."""
     trainer = run.build(args, watch)
+    with run.folder.alone() if args.process_index == 0 else contextlib.nullcontext():
+        return _to_the_end(run, trainer, checkpoint, watch)
+
+
+def _to_the_end(
+    run: Run, trainer: SequenceTrainer, checkpoint: tuple[Path, int] | None, watch: Watch | None
+) -> dict[str, Any]:
     step = checkpoint[1] if checkpoint else 0
-    is_first = args.process_index == 0
-    points = _begin(run, step) if is_first else []
+    is_first = trainer.args.process_index == 0
+    points = _begin(run, checkpoint) if is_first else []
     last = points[-1] if points else {"seconds": 0.0, "stepping": 0.0, "waiting": 0.0}
     trainer.clock = Clock(last["stepping"], last["waiting"])
     curve = Curve(trainer, run.folder, run.metric, last["seconds"], watch)
@@ -115,11 +122,13 @@ def _trained(
     return result
 
 
-def _begin(run: Run, step: int) -> list[dict[str, Any]]:
-    """The folder made ready to go on after a step; the curve so far."""
+def _begin(run: Run, checkpoint: tuple[Path, int] | None) -> list[dict[str, Any]]:
+    """The folder made ready to go on after a checkpoint; the curve so far."""
+    if run.folder.result() is not None or run.folder.last_checkpoint() != checkpoint:
+        raise ArgumentError("out", str(run.folder.path), "another process has just written to it; start again")
     run.folder.begin(run.about)
     run.begun()
-    return run.folder.cut_curve(step)
+    return run.folder.cut_curve(checkpoint[1] if checkpoint else 0)
 
 
 def _save_model(trainer: SequenceTrainer, run: Run) -> None:
