@@ -44,4 +44,5 @@ def machine() -> str:
     except OSError:
         pass  # not Linux: the platform's own word stays
     device = torch.cuda.get_device_name(0) if torch.cuda.is_available() else "no GPU"
-    return f"{model}, {os.cpu_count()} processors, {torch.get_num_threads()} threads, {device}"
+    threads = torch.get_num_threads()
+    return f"{model}, {os.cpu_count()} processors, {threads} thread{'s' if threads > 1 else ''}, {device}"

@@ -58,7 +58,7 @@ def facts(comparison: Comparison) -> dict[str, str]:
     return {
         "task": f"{recipe.task} ({fields})",
         "model": f"{model.hidden} channels, {model.heads} heads ({model.key_heads} of keys), {model.layers} layers, "
-        f"MLP {model.mlp}, dropout {model.dropout}",
+        f"MLP {model.mlp}, dropout {model.dropout}, first weights {model.initial:g} wide",
         "schedule": recipe.described(),
         "seeds": f"0 to {comparison.seeds - 1}" if comparison.seeds > 1 else "0",
         **made_with(),
