@@ -12,11 +12,10 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from ropewalk.evaluation.provenance import machine, made_with
 from ropewalk.report.figures import finish
 from ropewalk.report.markdown import table_lines
 from ropewalk.report.marks import line_style
@@ -86,7 +85,7 @@ def main() -> None:
     _draw(list(sizes.values()), picture)
     records = [dataclasses.asdict(run) for runs in sizes.values() for run in runs]
     (picture.parent / "runs.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
-    lines += ["", f"Each run: [runs.jsonl]({picture.parent.name}/runs.jsonl). {made_with()['versions']}; {machine()}."]
+    lines += ["", f"Each run: [runs.jsonl]({picture.parent.name}/runs.jsonl). {'; '.join(_made_with(sizes.values()))}."]
     lines += ["", f"![Accuracy on validation strings against steps]({picture.relative_to(options.out.parent)})"]
     options.out.write_text("\n".join(lines).lstrip("\n") + "\n", encoding="utf-8")
 
@@ -99,6 +98,13 @@ def _runs(folder: Path) -> list[Run]:
         curve = [point for point in run.curve() if point.get("metric") is not None]
         found.append(Run(path.parts[-3], about["seed"], about, curve, run.result()))
     return found
+
+
+def _made_with(sizes: Iterable[Sequence[Run]]) -> list[str]:
+    """Versions and machines of all finished runs, each once."""
+    results = [run.result for runs in sizes for run in runs if run.result is not None]
+    versions = (", ".join(f"{name} {version}" for name, version in r["versions"].items()) for r in results)
+    return list(dict.fromkeys([*versions, *(r["machine"] for r in results)]))
 
 
 def _rows(runs: Sequence[Run]) -> list[tuple[str, ...]]:

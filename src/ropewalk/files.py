@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import secrets
 import sys
@@ -46,7 +47,7 @@ def write_parts_atomically(path: str | Path, parts: Iterable[str], argument: str
 def lock(descriptor: int, path: Path) -> None:
     """Be the only process that writes to `path` while this file is open; ArgumentError when another one is.
 
-    Windows has no flock: there, nothing stops two writers.
+    Windows has no flock, and some file systems of clusters don't serve it: there, nothing stops two writers.
     """
     if sys.platform != "win32":
         try:
@@ -54,6 +55,9 @@ def lock(descriptor: int, path: Path) -> None:
         except BlockingIOError as error:
             remedy = "another process is writing to it; wait for that one or choose another --out"
             raise ArgumentError("out", str(path), remedy) from error
+        except OSError as error:
+            if error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP):
+                raise
 
 
 @contextlib.contextmanager

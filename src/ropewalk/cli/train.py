@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 def train_models(
     ctx: typer.Context,
     task: Annotated[str, typer.Option(help="What to learn, such as indexing or language; `ropewalk list` has all.")],
-    encoding: Annotated[str, typer.Option(help="Encodings by name, with commas; default: the recipe's.")] = "",
+    encoding: Annotated[str | None, typer.Option(help="Encodings by name, with commas; default: the recipe's.")] = None,
     size: Annotated[str, typer.Option(help="The recipe: small, or paper for the paper's own sizes.")] = "small",
     seeds: Annotated[int, typer.Option(help="Runs of each encoding.")] = 3,
     out: Annotated[Path, typer.Option(help="Folder for runs, summary.md and .json, curves.png, report.html.")] = Path(
@@ -42,7 +42,7 @@ def train_models(
     from ropewalk.training.named import split_names
     from ropewalk.training.recipe import parse_changes
 
-    asked = split_names(encoding) if encoding else ()
+    asked = None if encoding is None else split_names(encoding)
     wanted = parse_changes(changes or [])
     if steps:
         wanted["steps"] = steps
