@@ -7,12 +7,14 @@ import pytest
 
 from ropewalk.cli import listing
 from ropewalk.cli.app import main
+from ropewalk.training.named import NAMES
 
 
 def test_every_registry_is_listed() -> None:
     groups = listing.summaries()
-    assert set(groups) == {"encodings", "rules", "scores", "reading tasks", "training tasks"}
+    assert set(groups) == {"encodings", "encodings to train", "rules", "scores", "reading tasks", "training tasks"}
     assert {"rope", "nope"} <= set(groups["encodings"])
+    assert set(groups["encodings to train"]) == set(NAMES)
     assert {"linear", "ntk", "yarn", "llama3", "longrope"} <= set(groups["rules"])
     assert {"band_entropy", "spectral_norm"} <= set(groups["scores"])
     assert {"needle", "many_shot", "lookup", "tracking"} == set(groups["reading tasks"])

@@ -12,7 +12,7 @@ from ropewalk.encodings.base import Encoding
 from ropewalk.encodings.pope import PoPE
 from ropewalk.encodings.rope import RoPE
 from ropewalk.errors import ArgumentError
-from ropewalk.training.named import NAMES, Shape, check_names, named, split_names
+from ropewalk.training.named import NAMES, Shape, check_names, named, split_names, summaries
 
 SHAPE = Shape(head_dim=8, heads=4, kv_heads=2, hidden=32, length=50)
 
@@ -56,3 +56,8 @@ def test_names_keep_their_order() -> None:
         named("alibii", SHAPE)
     with pytest.raises(ArgumentError, match="encoding"):
         check_names([])
+
+
+def test_every_name_has_a_line_of_its_own() -> None:
+    found = summaries()
+    assert tuple(found) == NAMES and len(set(found.values())) == len(NAMES)

@@ -11,7 +11,7 @@ import typer
 def list_names(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON: {group: {name: summary}}.")] = False,
 ) -> None:
-    """List the encodings, length rules, head scores and tasks."""
+    """List the encodings, those that `train` takes, length rules, head scores and tasks."""
     groups = summaries()
     if as_json:
         print(json.dumps(groups, indent=2))
@@ -26,9 +26,11 @@ def summaries() -> dict[str, dict[str, str]]:
     from ropewalk.frequencies import rules
     from ropewalk.tasks.reading import reading_tasks
     from ropewalk.training.chosen import trainable
+    from ropewalk.training.named import summaries as to_train
 
     return {
         "encodings": {name: kind.summary for name, kind in sorted(encodings().items())},
+        "encodings to train": to_train(),
         "rules": {name: rule.summary for name, rule in sorted(rules().items())},
         "scores": {name: score.summary for name, score in sorted(SCORES.items())},
         "reading tasks": {name: task.summary for name, task in reading_tasks().items()},

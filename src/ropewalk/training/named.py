@@ -78,6 +78,22 @@ _MAKERS: dict[str, Callable[[Shape], Encoding]] = {
 
 NAMES = tuple(_MAKERS)
 
+# What sets a name apart from others of the same kind.
+_APART = {
+    "pope": "PoPE; its delta starts at 0 and is free",
+    "pope-clamp": "PoPE; delta starts at 0 and stays within [-2 pi, 0]",
+    "pope-uniform": "PoPE; delta starts anywhere in a turn and is free",
+    "pope-uniform-clamp": "PoPE; delta starts anywhere in a turn and stays within [-2 pi, 0]",
+    "pope-no-delta": "PoPE without delta",
+    "drope": "RoPE, dropped when 7 of 8 steps are done",
+}
+
+
+def summaries() -> dict[str, str]:
+    """One line on every name."""
+    size = Shape(head_dim=8, heads=2, kv_heads=2, hidden=16, length=8)
+    return {name: _APART.get(name) or make(size).summary for name, make in _MAKERS.items()}
+
 
 def named(name: str, shape: Shape) -> Named:
     """The encoding of a short name for a model's sizes; an unknown name is refused with the nearest ones."""
