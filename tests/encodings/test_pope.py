@@ -210,7 +210,7 @@ class TestDelta:
 
     @pytest.mark.parametrize("bound", ["free", "clamp"])
     def test_from_zero_only_a_free_delta_turns_to_what_lies_behind(self, bound: str) -> None:
-        """The score of the key before is greatest at delta = theta, above 0: where every step from 0 wants to go."""
+        """The score of the key before is greatest at delta = theta, above 0."""
         module = PoPE(4, 1, base=16.0, bound=bound).module()
         assert module.delta is not None
         optimizer = torch.optim.SGD(module.parameters(), lr=0.5)

@@ -35,8 +35,8 @@ class PoPE(Encoding):
         delta: how the learnable phase starts: `zero` (extrapolates best), `uniform` over [-2 pi, 0] (slightly better
             within the training length), or `none` (no such parameter, for ablations).
         bound: `free`, or `clamp` to keep delta within [-2 pi, 0] as the paper prints it. Only cos(. + delta) is used,
-            so both give the same functions. But a key s tokens back is met in phase at delta = s theta_c, above 0: a
-            clamped delta that starts at 0 can only turn the other way, and learns more slowly (docs/design.md).
+            so both give the same functions, but a delta that starts at 0 sits on the clamp's edge, where steps up are
+            lost (docs/design.md).
         magnitude: `softplus`, or for ablations `relu` or `identity`.
         rotary_dim: the first so many channels are encoded so, with theta_c = base^(-c / rotary_dim); the rest pass
             as they are and match by content alone. All when None.
