@@ -151,7 +151,7 @@ class _Layers:
             kept[f"low_rank.{side}"] = directions.cosines(x[:, places.to(x.device)], vectors).half()
         kept["frequencies"] = frequencies
         if isinstance(heard.module, PoPEModule) and (delta := heard.module.phase()) is not None:
-            kept["delta"] = delta
+            kept["delta"] = delta.detach().clone()  # a free one is the parameter itself, which may be trained on
         self._places = places
         self.windows[heard.index] = heard.rows.window
         self.by_layer[heard.index] = {
