@@ -16,6 +16,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from ropewalk.evaluation.provenance import spelled
 from ropewalk.report.figures import finish
 from ropewalk.report.markdown import table_lines
 from ropewalk.report.marks import line_style
@@ -103,8 +104,7 @@ def _runs(folder: Path) -> list[Run]:
 def _made_with(sizes: Iterable[Sequence[Run]]) -> list[str]:
     """Versions and machines of all finished runs, each once."""
     results = [run.result for runs in sizes for run in runs if run.result is not None]
-    versions = (", ".join(f"{name} {version}" for name, version in r["versions"].items()) for r in results)
-    return list(dict.fromkeys([*versions, *(r["machine"] for r in results)]))
+    return list(dict.fromkeys([*(spelled(r["versions"]) for r in results), *(r["machine"] for r in results)]))
 
 
 def _rows(runs: Sequence[Run]) -> list[tuple[str, ...]]:

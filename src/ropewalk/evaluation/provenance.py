@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import platform
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,12 @@ def provenance() -> dict[str, Any]:
 
 def made_with() -> dict[str, str]:
     """Versions and machine, a line each, for a page."""
-    return {"versions": ", ".join(f"{name} {version}" for name, version in versions().items()), "machine": machine()}
+    return {"versions": spelled(versions()), "machine": machine()}
+
+
+def spelled(found: Mapping[str, str]) -> str:
+    """Versions by name as one line."""
+    return ", ".join(f"{name} {version}" for name, version in found.items())
 
 
 def machine() -> str:

@@ -85,7 +85,7 @@ _APART = {
     "pope-uniform": "PoPE; delta starts anywhere in a turn and is free",
     "pope-uniform-clamp": "PoPE; delta starts anywhere in a turn and stays within [-2 pi, 0]",
     "pope-no-delta": "PoPE without delta",
-    "drope": "RoPE, dropped when 7 of 8 steps are done",
+    "drope": f"RoPE, dropped when {_DROPS['drope'].drop_at:.1%} of the steps are done",
 }
 
 
