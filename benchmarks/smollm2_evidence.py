@@ -26,11 +26,12 @@ from ropewalk.evaluation.grid import Job, Measured, Unit, Windows
 from ropewalk.evaluation.read import Reader
 from ropewalk.evaluation.score import Answer
 from ropewalk.evaluation.search import Pick
-from ropewalk.evaluation.sweep_config import PLAIN, REPORT_FIRST, TaskEntry, build_config
+from ropewalk.evaluation.sweep_config import PLAIN, TaskEntry, build_config
 from ropewalk.evaluation.sweep_run import Outcome
 from ropewalk.hf.fingerprint import describe
 from ropewalk.report.sweep import write_report
 from ropewalk.tasks.needle import NeedleTask
+from ropewalk.tasks.prompts import REPORT_FIRST
 from ropewalk.tasks.reading import reading_task
 
 MODEL = "smollm2"

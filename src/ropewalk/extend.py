@@ -77,6 +77,7 @@ class Job:
             "protocol": self.protocol,
             "depths": self.depths,
             "seed": self.seed,
+            "noise_tokens": self.noise_tokens,
         }
 
     def task(self, text: Text, length: int | None = None) -> NeedleTask:

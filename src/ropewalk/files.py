@@ -33,7 +33,8 @@ def write_parts_atomically(path: str | Path, parts: Iterable[str], argument: str
     try:
         with one_line_errors(path, argument=argument):
             path.parent.mkdir(parents=True, exist_ok=True)
-            with part.open("x", encoding="utf-8", newline="") as file:
+            # A name of a file may hold bytes that are no text.
+            with part.open("x", encoding="utf-8", errors="replace", newline="") as file:
                 file.writelines(parts)
                 file.flush()
                 os.fsync(file.fileno())

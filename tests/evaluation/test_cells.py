@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import json
 import multiprocessing
 import os
@@ -275,3 +276,16 @@ def test_a_hundred_thousand_cells_are_opened_and_summarised_in_three_seconds(tmp
     found = summarise(Cells(tmp_path))
     assert time.process_time() - began < 3.0
     assert sum(row.prompts for comparison in found for row in comparison.rows) == 100_000
+
+
+def test_a_disk_without_locks_gives_every_claim(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fcntl = pytest.importorskip("fcntl")
+
+    def without(*_: object) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "lockf", without)
+    with Cells(tmp_path) as cells:
+        assert cells.claim(["ab"]) == ["ab"]
+        cells.put("ab", ("m", "p", "t"), 1000, [], 1.0, nll=1.0)
+    assert set(Cells(tmp_path).cells) == {"ab"}

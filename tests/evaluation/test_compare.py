@@ -3,6 +3,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import random
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,9 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ropewalk.errors import ArgumentError
-from ropewalk.evaluation.cells import Cell
+from ropewalk.evaluation.cells import Cell, Cells
 from ropewalk.evaluation.cluster_sums import difference_of, mean_of, share_of
-from ropewalk.evaluation.compare import compare
+from ropewalk.evaluation.compare import compare, summarise
 from ropewalk.evaluation.content import prompts_a_draw
 from ropewalk.evaluation.grid import Condition
 from ropewalk.evaluation.score import Answer, Estimate, mean_interval, paired_difference, proportion_interval
@@ -113,12 +114,12 @@ def test_what_chose_must_not_judge() -> None:
 
 def test_prompts_of_one_draw_are_one_unit() -> None:
     # Two problems, each at three depths: depths differ a lot, problems hardly.
-    nlls = {1002: 0.0, 1003: 1.0, 1004: 2.0, 1005: 0.1, 1006: 1.1, 1007: 2.1}
+    nlls = {1000: 0.0, 1001: 1.0, 1002: 2.0, 1003: 0.1, 1004: 1.1, 1005: 2.1}
     plain = [cell("plain", prompt, nll) for prompt, nll in nlls.items()]
-    other = [cell("other", prompt, nll - 0.5 - 0.1 * (prompt > 1004)) for prompt, nll in nlls.items()]
+    other = [cell("other", prompt, nll - 0.5 - 0.1 * (prompt > 1002)) for prompt, nll in nlls.items()]
     of_both = {"plain": plain, "other": other}
     row, one = compare(WHERE, of_both, ["plain"], {"t": 3}).rows
-    labels = [prompt // 3 for prompt in nlls for _ in range(2)]
+    labels = [(prompt - 1000) // 3 for prompt in nlls for _ in range(2)]
     assert same(row.nll, mean_interval([nll for nll in nlls.values() for _ in range(2)], labels))
     assert row.prompts == 6 and row.nll.clusters == 2 and one.against["plain"].difference.clusters == 2
     assert one.against["plain"].difference.mean == pytest.approx(-0.55)
@@ -130,3 +131,38 @@ def test_a_many_shot_problem_is_one_draw() -> None:
     assert prompts_a_draw(ManyShotTask(problems, 300, (None, 0.0, 1.0)).to_dict()) == 3
     assert prompts_a_draw(ManyShotTask(problems, 300, (None, 0.0), protocol="multi").to_dict()) == 1
     assert prompts_a_draw({"task": "needle", "depths": 5}) == 1
+
+
+def test_models_and_tasks_of_one_name_are_told_apart(tmp_path: Path) -> None:
+    """Two dtypes of a model, two sets of options under one label, and seeds, which belong together."""
+    models = {"a" * 16: {"dtype": "float32"}, "b" * 16: {"dtype": "bfloat16"}}
+    tasks = {
+        name * 16: {"length": 300, "depths": depths, "seed": seed}
+        for name, depths, seed in (("c", 2, 0), ("d", 2, 1), ("e", 5, 0))
+    }
+    with Cells(tmp_path) as cells:
+        for name, content in models.items():
+            cells.define("model", name, content, "m")
+        for name, content in tasks.items():
+            cells.define("task", name, content, "needle")
+        cells.define("plan", "f" * 16, {}, "plain")
+        for m, model in enumerate(models):
+            for t, task in enumerate(tasks):
+                cells.put(f"{m}{t}", (model, "f" * 16, task), 1000, [], 1.0, nll=10.0 * m + t)
+        found = {(c.condition.model, c.rows[0].prompts): c.rows[0].nll.mean for c in summarise(cells)}
+        names = {c.condition.task for c in summarise(cells)}
+    assert found == {
+        ("m (aaaaaaaa)", 2): 0.5,
+        ("m (aaaaaaaa)", 1): 2.0,
+        ("m (bbbbbbbb)", 2): 10.5,
+        ("m (bbbbbbbb)", 1): 12.0,
+    }
+    assert len(names) == 2 and all(name.startswith("needle (") for name in names)
+
+
+def test_what_rounding_may_make_is_neither_better_nor_worse() -> None:
+    plain = [cell("plain", 1000 + i, 1.0 + i) for i in range(4)]
+    for shift, is_worse in ((1e-6, False), (0.0021, True)):
+        other = [cell("other", 1000 + i, 1.0 + i + shift * (1 + i / 100)) for i in range(4)]
+        against = compare(WHERE, {"plain": plain, "other": other}, ["plain"]).rows[1].against["plain"]
+        assert against.adjusted < 0.001 and (against.is_worse, against.is_better) == (is_worse, False)

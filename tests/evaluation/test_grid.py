@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import re
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,8 @@ from ropewalk.evaluation.grid import Unit, Windows, check_prompts
 from ropewalk.evaluation.likelihood import token_nll
 from ropewalk.evaluation.read import Reader
 from ropewalk.hf import installed
+from ropewalk.tasks.haystack import text_of
+from ropewalk.tasks.prompts import REPORT_FIRST
 
 BOTH = CONFIG | {"tasks": [*CONFIG["tasks"], {"task": "perplexity", "text": "{folder}/text.txt"}], "seeds": [0, 1]}
 
@@ -125,3 +128,25 @@ def test_a_task_that_cannot_be_had_stops_before_anything_is_measured(needles: Lo
 def test_units_name_what_they_are(needles: LocalNeedles) -> None:
     unit: Unit = needles.units(CONFIG)[1]
     assert unit.name == "needle, 220 tokens, seed 0, prompt 1001"
+
+
+def test_windows_share_no_token_and_each_half_of_the_text_has_its_own_purpose(needles: LocalNeedles) -> None:
+    whole = " ".join(f"w{i}" for i in range(40_000))
+    text, length = text_of(whole, "numbers"), 3_000
+    found = {}
+    for rank in (0, 1):
+        windows = Windows(text, length, rank, 2)
+        for index in (0, 1, REPORT_FIRST, REPORT_FIRST + 1):
+            ids = windows.ids(needles.tokenizer, index)
+            assert len(ids) == length
+            found[rank, index] = set(re.findall(r"w\d+", needles.tokenizer.decode(ids))[1:-1])
+    assert sum(map(len, found.values())) == len(set().union(*found.values()))
+    first = [int(word[1:]) for (_, index), words in found.items() if index < REPORT_FIRST for word in words]
+    second = [int(word[1:]) for (_, index), words in found.items() if index >= REPORT_FIRST for word in words]
+    assert max(first) < min(second)
+
+
+def test_a_text_without_room_for_so_many_windows_is_refused(needles: LocalNeedles) -> None:
+    windows = Windows(TEXT, 400, 0, 2)
+    with pytest.raises(ArgumentError, match=r"its second half has room for \d+ windows of 400 tokens, number 81 is"):
+        windows.ids(needles.tokenizer, REPORT_FIRST + 40)

@@ -12,6 +12,7 @@ from ropewalk.evaluation import likelihood
 from ropewalk.evaluation.candidates import Candidate
 from ropewalk.evaluation.likelihood import short_cost, short_lengths, token_nll
 from ropewalk.evaluation.store import Store
+from ropewalk.evaluation.worst import WORST_NLL
 from ropewalk.frequencies import NTK
 from ropewalk.tasks.haystack import text_of
 
@@ -28,6 +29,15 @@ def test_token_nll_is_that_of_one_full_forward(family: str, chunk: int, monkeypa
         logits = model(torch.tensor([ids])).logits[0, :-1]
     wanted = torch.nn.functional.cross_entropy(logits, torch.tensor(ids[1:]), reduction="none")
     torch.testing.assert_close(token_nll(model, ids), wanted, rtol=1e-5, atol=1e-5)
+
+
+def test_what_overflowed_is_kept_as_the_worst_that_a_file_can_hold(tmp_path: Path) -> None:
+    model, tokenizer, text = tiny("Llama"), byte_tokenizer(), text_of(story(200), "story")
+    with torch.no_grad():
+        model.model.embed_tokens.weight[tokenizer("a")["input_ids"][-1]] = torch.inf
+    with Store(tmp_path / "r.jsonl", {}) as store:
+        found = short_cost(model, tokenizer, text, 100, ARMS, store)
+    assert all(0 < mean <= WORST_NLL for lengths in found.values() for mean, _, _ in lengths.values())
 
 
 @pytest.mark.parametrize("newest", [1, 7, 29, 61, 90])

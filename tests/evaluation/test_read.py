@@ -13,8 +13,9 @@ from ropewalk.encodings.base import Encoding
 from ropewalk.encodings.dope import DoPE
 from ropewalk.encodings.rope import RoPE
 from ropewalk.evaluation import read as read_module
-from ropewalk.evaluation.read import WORST_NLL, Reader
+from ropewalk.evaluation.read import Reader
 from ropewalk.evaluation.score import Answer
+from ropewalk.evaluation.worst import WORST_NLL
 from ropewalk.frequencies import YaRN
 from ropewalk.heads import HeadSelection
 from ropewalk.hf import installed

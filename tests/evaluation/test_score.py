@@ -3,6 +3,7 @@ from __future__ import annotations
 import itertools
 import json
 import math
+import random
 from fractions import Fraction
 from statistics import NormalDist
 
@@ -148,7 +149,10 @@ class TestProportionInterval:
         deff = 1.0
         if len(set(clusters)) > 1 and 0 < p < 1:
             deff = max(1.0, oracle.clustered_mean([float(h) for h in hits], clusters)[1] ** 2 / (p * (1 - p) / n))
-        low, high = oracle.wilson(p, n / deff, 1.959963984540054)
+        k, size = len(set(clusters)), n / deff
+        if 1 < k < n:
+            size *= (t_quantile(0.975, n - 1) / t_quantile(0.975, k - 1)) ** 2
+        low, high = oracle.wilson(p, size, 1.959963984540054)
         assert result.mean == pytest.approx(p)
         assert (result.low, result.high) == pytest.approx((low, high), abs=1e-6)
         assert 0 <= result.low <= result.mean <= result.high <= 1
@@ -163,6 +167,23 @@ class TestProportionInterval:
         alone = proportion_interval(hits, list(range(40)))
         together = proportion_interval(hits, [0] * 10 + [1] * 10 + [2] * 10 + [3] * 10)
         assert together.high - together.low > 2 * (alone.high - alone.low)
+
+    @pytest.mark.parametrize(("clusters", "share"), [(2, 0.5), (3, 0.8), (5, 0.3), (5, 0.9), (10, 0.5)])
+    def test_few_clusters_are_covered_as_often_as_it_says(self, clusters, share):
+        """Ten answers a cluster, correlated by 0.3: an interval with the normal quantile covers 0.79 to 0.89."""
+        rng = random.Random(1)
+        a, b = share * 0.7 / 0.3, (1 - share) * 0.7 / 0.3
+        covered = 0
+        for _ in range(200):
+            rates = [rng.betavariate(a, b) for _ in range(clusters)]
+            hits = [rng.random() < rate for rate in rates for _ in range(10)]
+            found = proportion_interval(hits, [c for c in range(clusters) for _ in range(10)])
+            covered += found.low <= share <= found.high
+        assert covered >= 0.925 * 200
+
+    def test_answers_that_are_all_alike_are_worth_less_than_so_many_draws(self):
+        alike = proportion_interval([True] * 30, [0] * 10 + [1] * 10 + [2] * 10)
+        assert alike.high == 1.0 and 0.6 < alike.low < 0.7
 
     def test_bounds_touch_the_ends_only_at_all_or_none(self):
         assert proportion_interval([True] * 10, list(range(10))).high == 1.0

@@ -8,7 +8,7 @@ import pytest
 from tests.evaluation.sweeps import CONFIG, TEXT, LocalNeedles, needles_folder
 
 from ropewalk.encodings.dope import DoPE
-from ropewalk.errors import RopewalkError
+from ropewalk.errors import ArgumentError, RopewalkError
 from ropewalk.evaluation.candidates import Candidate
 from ropewalk.evaluation.cells import Cells
 from ropewalk.evaluation.plans import build_plan
@@ -77,6 +77,19 @@ def test_a_search_finds_the_best_of_its_plans_and_goes_on_where_it_stopped(
         assert again.search() == pick and not again.measured
         more = Made(needles, cells, SEARCH | {"search": SEARCH["search"] | {"trials": 8}})
         assert more.search().tried[0][1] <= pick.tried[0][1]
+
+
+def test_what_goes_wrong_while_plans_are_measured_ends_the_search(needles: LocalNeedles, tmp_path: Path) -> None:
+    pytest.importorskip("optuna")
+    with Cells(tmp_path) as cells:
+        made = Made(needles, cells)
+
+        def full(*_: Any) -> None:
+            raise ArgumentError("out", str(tmp_path), "no space left on the disk")
+
+        made.measure = full  # type: ignore[method-assign]
+        with pytest.raises(ArgumentError, match="no space left"):
+            made.search()
 
 
 def test_plans_that_a_model_cannot_have_are_passed_over(

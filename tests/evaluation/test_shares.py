@@ -12,7 +12,7 @@ from ropewalk.evaluation.score import Answer, holm
 from ropewalk.evaluation.shares import groups
 from ropewalk.tasks.pairs import Pair
 
-PAIRS = [Pair("a", "g", "b", "x"), Pair("b", "g", "b", "x"), Pair("c", "g", "b", "y")]
+PAIRS = [Pair(name, "g", "b", p) for name, p, n in (("a", "x", 8), ("b", "x", 2), ("c", "y", 4)) for _ in range(n)]
 
 
 def found(name: str, right: dict[str, list[bool]], words: tuple[bool, ...] = ()) -> Found:
@@ -58,7 +58,16 @@ def test_comparisons_are_paired_and_corrected() -> None:
 
 def test_one_test_set_without_a_phenomenon_is_told_once() -> None:
     one = found("first", {"a": [True, False]})
-    assert [g.name for g in groups([one], [Pair("a", "g", "b")])] == ["all pairs"]
+    assert [g.name for g in groups([one], [Pair("a", "g", "b")] * 2)] == ["all pairs"]
+
+
+def test_a_test_set_may_have_several_phenomena() -> None:
+    one = found("first", {"a": [True, False, True]})
+    made = groups([one], [Pair("a", "g", "b", name) for name in ("x", "y", "x")])
+    assert [(g.name, g.shares["first"].right.mean, g.shares["first"].right.n) for g in made[1:]] == [
+        ("x", 1.0, 2),
+        ("y", 0.0, 1),
+    ]
 
 
 def test_to_dict_is_json_ready() -> None:

@@ -8,13 +8,13 @@ import pytest
 from ropewalk.encodings.dope import READINGS
 from ropewalk.errors import ArgumentError
 from ropewalk.evaluation.sweep_config import (
-    REPORT_FIRST,
     DoPEEntry,
     ModelEntry,
     PlanEntry,
     build_config,
     read_config,
 )
+from ropewalk.tasks.prompts import REPORT_FIRST
 
 LEAST: dict[str, Any] = {"models": "smollm2", "plans": "plain", "tasks": "needle", "lengths": 300}
 
@@ -102,12 +102,28 @@ def test_tasks_have_labels_that_tell_them_apart() -> None:
         ({"search": {"space": {"rule": ["yarm"]}}}, "yarn"),
         ({"search": {"space": {"depth": [1]}}}, "search.space"),
         ({"search": [1]}, "search"),
+        ({"seeds": []}, "seeds=[]: is empty"),
+        ({"plans": ["longrope"]}, "plans[0]"),
+        ({"plans": [{"rule": [], "name": "x"}]}, "plans[0].rule=[]: is empty"),
+        ({"plans": [{"dope": {"heads": []}}]}, "plans[0].dope.heads=[]: is empty"),
+        ({"plans": [{"dope": False}]}, "plans[0].dope=False"),
+        ({"plans": [{"dope": {"mode": {"a": 1}}}]}, "plans[0].dope.mode"),
+        ({"tasks": [{"task": "needle", "label": ["a"]}]}, "tasks[0].label"),
+        ({"search": {"space": {"mode": []}}}, "search.space.mode=[]: is empty"),
+        ({"search": {"space": {"score": [["x"]]}}}, "search.space.score"),
+        ({"search": {"space": {"reading": ["typo"]}}}, "search.space.reading"),
+        ({"search": {"space": {"r": [0]}}}, "search.space.r=0"),
     ],
 )
 def test_what_cannot_be_is_refused_by_name_in_one_line(changed: dict[str, Any], said: str) -> None:
     with pytest.raises(ArgumentError) as caught:
         build(**changed)
     assert said in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_rules_may_be_named_alike_everywhere() -> None:
+    assert build(plans=["resonance+yarn"]).plans == build(plans=[{"rule": "resonance+yarn"}]).plans
+    assert build(search={"space": {"rule": ["plain", "yarn"]}}).search.space["rule"] == (None, "yarn")
 
 
 @pytest.mark.parametrize("content", [b"models: [", b"\xff\xfe", b"- a\n- b\n", b"", b"!!python/object:os.system {}"])

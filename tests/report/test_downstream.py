@@ -17,7 +17,7 @@ from ropewalk.report.downstream import Judgement, page, rows, verdict, write_rep
 from ropewalk.report.markdown import markdown
 from ropewalk.tasks.pairs import Pair
 
-PAIRS = [Pair("a_set", "g", "b", "agreement"), Pair("b_set", "g", "b", "order")]
+PAIRS = [Pair(s, "g", "b", p) for s, p in (("a_set", "agreement"), ("b_set", "order")) for _ in range(4)]
 
 
 def judgement(kinds: str = "pairs words", unknown: float = 0.0) -> Judgement:

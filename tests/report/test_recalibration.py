@@ -90,3 +90,10 @@ def test_a_report_is_written_beside_the_run(tmp_path: Path) -> None:
     (tmp_path / "run.json").write_text(json.dumps(RUN))
     write_report(WANTED, FOUND, tmp_path, "ropewalk recalibrate")
     assert {p.name for p in tmp_path.iterdir()} == {"run.json", "summary.md", "curves.png", "report.html"}
+
+
+def test_the_page_says_when_the_model_may_have_read_what_is_held_out() -> None:
+    text = [
+        markdown(page(WANTED, dataclasses.replace(FOUND, read_before=seen), RUN, "x", b"")) for seen in (False, True)
+    ]
+    assert "nothing here is trained on" in text[0] and "may have read them" in text[1]

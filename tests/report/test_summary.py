@@ -86,7 +86,8 @@ def test_an_interval_from_one_haystack_says_so() -> None:
     assert nll(answers(0.5, 1, 1)).endswith("within one haystack")
     assert not nll(answers(0.5, 1, 2)).endswith("within one haystack")
     assert nll(answers(0.5, 1, 2)).startswith("0.500 [")
-    assert right(answers(0.5, 10, 1)).startswith("10 of 10 [") and right(answers(0.5, 10, 1)).endswith("1.00]")
+    assert right(answers(0.5, 10, 2)).startswith("20 of 20 [") and right(answers(0.5, 10, 2)).endswith("1.00]")
+    assert right(answers(0.5, 10, 1)).endswith("1.00] within one haystack")
 
 
 def test_the_evidence_is_plain_json() -> None:

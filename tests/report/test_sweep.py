@@ -56,7 +56,7 @@ def test_the_table_has_figures_with_intervals_and_differences(tmp_path: Path) ->
     assert header(comparison) == ("plan", "answers right", "NLL, nats a token", "against plain", "against yarn")
     plain, yarn, worse = rows(comparison)
     assert plain[3] == "" and plain[4].startswith("+0.500 [0.500, 0.500]") and plain[4].endswith(" worse")
-    assert yarn[1] == "18 of 18 [0.82, 1.00]" and yarn[2].startswith("0.517 [0.") and yarn[4] == ""
+    assert yarn[1] == "18 of 18 [0.76, 1.00]" and yarn[2].startswith("0.517 [0.") and yarn[4] == ""
     assert yarn[3].startswith("-0.500") and yarn[3].endswith("better") and "p 0" in yarn[3]
     assert worse[1].startswith("0 of 18 [0.00")
     assert verdict(outcome) == (
@@ -132,8 +132,8 @@ def test_the_card_has_every_figure_for_people_and_for_the_hub(tmp_path: Path) ->
     found = {(r.dataset_name, r.metric_name.split(", ")[-1], r.metric_type): r for r in metadata.eval_results or []}
     assert len(found) == 2 * 3 * 2
     best = found["needle, 400 tokens", "yarn", "exact"]
-    assert best.metric_value == 1.0 and best.metric_args == {"low": pytest.approx(0.82, abs=0.01), "high": 1.0}
-    assert "| needle, 300 tokens | yarn | 6 | 1.000 [0.8" in text and "<script>" not in text.split("\n---\n", 1)[1]
+    assert best.metric_value == 1.0 and best.metric_args == {"low": pytest.approx(0.76, abs=0.01), "high": 1.0}
+    assert "| needle, 300 tokens | yarn | 6 | 1.000 [0.7" in text and "<script>" not in text.split("\n---\n", 1)[1]
     asked_nothing, cells = made(tmp_path / "one", prompts=1, asks=False)
     assert {r.metric_type for r in ModelCard(model_card(asked_nothing, "x")).data.eval_results or []} == {"text_nll"}
     assert "| 1.000 [–, –] |" in model_card(asked_nothing, "x")

@@ -90,6 +90,7 @@ def test_the_demo_text_is_the_default():
     ("fields", "reason"),
     [({"length": 1}, "length=1"), ({"characters": 0}, "characters=0"),
      ({"length": 2000}, "validation part is too short"),
+     ({"tokenizer": None}, "tokenizer=None: must be a text"), ({"text": None}, "text=None: must be a text"),
      ({"text": "/no/such/file"}, "text='/no/such/file'.*no such file")],
 )  # fmt: skip
 def test_what_cannot_be_used_is_refused_in_one_line(text, fields, reason):

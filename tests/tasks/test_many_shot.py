@@ -11,6 +11,7 @@ from tests.tasks.tokenizers import byte_tokenizer, story, word_tokenizer
 
 from ropewalk.errors import ArgumentError
 from ropewalk.tasks.many_shot import ManyShotTask
+from ropewalk.tasks.prompts import REPORT_FIRST
 from ropewalk.tasks.questions import Problem, problems_of
 
 PROBLEMS = problems_of(
@@ -26,7 +27,7 @@ KINDS = {
     "bytes": byte_tokenizer(),
     "bytes, chat": byte_tokenizer(chat=True),
 }
-PINNED = ["a.jsonl:12", "a.jsonl:22"]
+PINNED = ["a.jsonl:4", "a.jsonl:17"]
 
 
 def task(length=2000, **fields):
@@ -84,10 +85,10 @@ class TestMulti:
                 assert tokenizer.decode(question.answer_ids) == f" {asked.answer}\n"
 
     def test_prompts_ask_all_problems_and_no_more(self):
-        one = task(depths=["none", 1], protocol="multi")
-        prompts = one.prompts(word_tokenizer(), len(PROBLEMS.problems) // 2)
-        assert len({q.key for p in prompts for q in p.questions}) == len(PROBLEMS.problems)
-        with pytest.raises(ArgumentError, match=f"for {len(prompts)} prompts, none for number {len(prompts)}"):
+        one, half = task(depths=["none", 1], protocol="multi"), -(-len(PROBLEMS.problems) // 2)
+        prompts = one.prompts(word_tokenizer(), half // 2)
+        assert len({q.key for p in prompts for q in p.questions}) == half - half % 2
+        with pytest.raises(ArgumentError, match=f"for {len(prompts)} prompts, not for number {len(prompts) + 1};"):
             one.prompts(word_tokenizer(), 1, first=len(prompts))
 
     def test_other_protocols_are_refused(self):
@@ -175,7 +176,7 @@ class TestOrder:
         assert [p.questions[0].depth for p in prompts] == [-1.0, 0.0, 1 / 3] * 3
         assert [p.id for p in prompts] == [one.prompt_id(i) for i in range(9)]
         assert len({p.id for p in prompts} | {p.haystack_ids for p in prompts}) == 18
-        assert one.prompt_id(4) == "many_shot/2000/0/1/0"
+        assert one.prompt_id(4) == "many_shot/2000/0/choose/1/0"
 
     def test_depths_share_their_examples(self):
         none, start, end = task(depths=["none", 0, 1]).prompts(byte_tokenizer(), 3)
@@ -184,11 +185,24 @@ class TestOrder:
         assert first[1:] == last[:-1] == examples(none)[: len(last) - 1]
 
     def test_every_problem_is_asked_once(self):
-        one = task(depths=["none"])
-        prompts = one.prompts(word_tokenizer(), len(PROBLEMS.problems))
-        assert {p.questions[0].key for p in prompts} == {p.place for p in PROBLEMS.problems}
-        with pytest.raises(ArgumentError, match=f"problems for {len(prompts)} prompts"):
-            one.prompts(word_tokenizer(), 1, first=len(prompts))
+        one, every = task(depths=["none"]), len(PROBLEMS.problems)
+        choosing = one.prompts(word_tokenizer(), every - every // 2)
+        judging = one.prompts(word_tokenizer(), every // 2, first=REPORT_FIRST)
+        asked = [{p.questions[0].key for p in prompts} for prompts in (choosing, judging)]
+        assert asked[0] | asked[1] == {p.place for p in PROBLEMS.problems} and not asked[0] & asked[1]
+        for first, prompts, does in ((0, choosing, "chooses"), (REPORT_FIRST, judging, "judges")):
+            with pytest.raises(ArgumentError, match=f"that {does} has enough for {len(prompts)} prompts, not for"):
+                one.prompts(word_tokenizer(), 1, first=first + len(prompts))
+
+    @pytest.mark.parametrize("protocol", ["single", "multi"])
+    def test_what_chooses_never_judges_whatever_the_seed(self, protocol):
+        def asked(first, seed):
+            prompts = task(depths=["none", 0], protocol=protocol, seed=seed).prompts(word_tokenizer(), 6, first=first)
+            return {q.key for p in prompts for q in p.questions}, {p.id for p in prompts}
+
+        chosen, ids = asked(0, seed=1)
+        judged, other_ids = asked(REPORT_FIRST, seed=0)
+        assert not chosen & judged and not ids & other_ids
 
     def test_prompts_are_a_function_of_seed_and_index(self):
         once = task(seed=3).prompts(byte_tokenizer(), 6)

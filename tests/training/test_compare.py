@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -80,6 +82,7 @@ def test_a_mean_is_of_the_seeds_there_are_and_of_numbers_alone(tmp_path: Path) -
         (("alibi", "rope"), {"model": ModelSize(15, 5, 1)}, "head_dim=3"),
         (("rope",), {"batch": 6, "accumulation": 4}, "batch=6"),
         (("rope", "pope"), {"steps": 5}, "recipe.steps: 4 there"),
+        (("rope", "drope"), {"steps": 4}, "drop_at"),
     ],
 )
 def test_what_cant_be_trained_is_refused_before_the_first_run(
@@ -93,6 +96,31 @@ def test_what_cant_be_trained_is_refused_before_the_first_run(
         compare(comparison(tmp_path, names, **changes), use_cpu=True)
     assert said in str(error.value)
     assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_the_first_process_reads_the_data_before_the_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All that reads them, identities with the text's hash too: else each process would fetch a text for itself."""
+    at: list[str] = []
+
+    class State:
+        is_main_process = True
+
+        @contextlib.contextmanager
+        def main_process_first(self) -> Iterator[None]:
+            at.append("first")
+            yield
+            at.append("then")
+
+    class Text(Echo):
+        @property
+        def sha256(self) -> str:
+            at.append("read")
+            return "beef"
+
+    monkeypatch.setattr(module, "joined", lambda use_cpu: State())
+    monkeypatch.setattr(module, "train", lambda *_: result("rope", 0, 0.5))
+    compare(dataclasses.replace(comparison(tmp_path, ("rope",)), task=Text(), seeds=1), use_cpu=True)
+    assert at[0] == "first" and at[-1] == "then" and "read" in at
 
 
 def test_more_processes_than_gpus_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

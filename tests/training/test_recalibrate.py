@@ -146,6 +146,20 @@ def test_a_length_rule_goes_on_the_models_own_rotation(place: Path, tmp_path: Pa
     assert isinstance(encoding, RoPE) and encoding.rule == YaRN(4.0, LENGTH)
 
 
+def test_a_length_rule_is_for_a_model_that_rotates(place: Path, pope: Outcome, tmp_path: Path) -> None:
+    asked = wanted(place, model=str(place / "pope"), encoding="yarn", length=4 * LENGTH, steps=2)
+    with pytest.raises(ArgumentError, match=r"encoding='yarn': the model has no rotation .* it has PoPE; choose own"):
+        recalibrate(asked, tmp_path / "out", use_cpu=True)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_run_on_another_part_of_its_own_text_says_so(place: Path, pope: Outcome, tmp_path: Path) -> None:
+    again = wanted(place, model=str(place / "pope"), encoding="own", steps=2, learning_rate=None)
+    assert not recalibrate(again, tmp_path / "same", use_cpu=True).read_before
+    part = dataclasses.replace(again, characters=len((place / "text.txt").read_text()) * 3 // 4)
+    assert recalibrate(part, tmp_path / "part", use_cpu=True).read_before
+
+
 def test_positions_that_end_are_measured_as_far_as_they_go(place: Path, tmp_path: Path) -> None:
     found = recalibrate(wanted(place, encoding="learned", length=LENGTH, steps=1), tmp_path, use_cpu=True)
     assert set(found.as_it_was.windows) == {1, 2, 4} and set(found.after.windows) == {1}

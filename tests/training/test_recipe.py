@@ -108,6 +108,14 @@ def test_a_recipe_may_say_what_it_compares_and_runs_dont_depend_on_it() -> None:
     assert plain.identity() == other.identity()
 
 
+def test_what_dropout_drops_hangs_on_how_the_work_is_cut_up() -> None:
+    for dropout, is_same in ((0.0, True), (0.2, False)):
+        one, cut = (
+            build_recipe("tiny", "small", CONTENT, {"model.dropout": dropout, "accumulation": n}) for n in (1, 2)
+        )
+        assert (one.identity() == cut.identity()) is is_same
+
+
 def test_a_key_without_a_value_is_missed() -> None:
     with pytest.raises(ArgumentError, match="'steps': this key is missing"):
         build_recipe("tiny", "small", {k: v for k, v in CONTENT.items() if k != "steps"})

@@ -77,14 +77,11 @@ def recalibrate_model(
 
 
 def _report(console: Console, wanted: Recalibration, outcome: Outcome, out: Path, command: str) -> None:
-    from ropewalk.report.recalibration import header, rows, verdict, write_report
+    from ropewalk.report.recalibration import header, held_out, rows, verdict, write_report
 
     write_report(wanted, outcome, out, command)
-    console.print(
-        text_table(
-            header(wanted, outcome), rows(outcome), "nats a token of text that it wasn't trained on; 95 % intervals"
-        )
-    )
+    title = f"nats a token of parts of the text that {held_out(outcome)}; 95 % intervals"
+    console.print(text_table(header(wanted, outcome), rows(outcome), title))
     console.print(verdict(wanted, outcome), markup=False, highlight=False)
     console.print(
         f"Saved: {out}/model, {out}/result.json, {out}/summary.md, {out}/curves.png, {out}/report.html", markup=False

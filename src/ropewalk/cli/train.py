@@ -49,13 +49,12 @@ def train_models(
 
     from ropewalk.report.training_page import write_report
     from ropewalk.training.chosen import build_task
-    from ropewalk.training.compare import Comparison, check, compare
+    from ropewalk.training.compare import Comparison, compare
     from ropewalk.training.recipe import read_recipe
 
     recipe = read_recipe(task, size, wanted)
     names = asked or recipe.encodings
     comparison = Comparison(recipe, build_task(recipe, data or None, tokenizer or None), names, seeds, out)
-    check(comparison, cpu)
     command = given_command(ctx, "train", renamed={"changes": "set"})
     with together(out) as console:
         with _watch(console, comparison) as watch:

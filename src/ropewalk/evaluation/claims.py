@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 from pathlib import Path
@@ -42,7 +43,8 @@ class Claims:
     def release(self, key: str) -> None:
         """Let go of a claim; of one that isn't held too."""
         if self._file >= 0 and sys.platform != "win32":
-            fcntl.lockf(self._file, fcntl.LOCK_UN, 1, _offset(key))
+            with contextlib.suppress(OSError):  # a disk without locks
+                fcntl.lockf(self._file, fcntl.LOCK_UN, 1, _offset(key))
 
     def close(self) -> None:
         """Let go of all claims."""

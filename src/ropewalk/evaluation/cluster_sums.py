@@ -12,7 +12,7 @@ from statistics import NormalDist
 import numpy as np
 from numpy.typing import NDArray
 
-from ropewalk.evaluation.score import Estimate, wilson
+from ropewalk.evaluation.score import Estimate, effective_size, wilson
 from ropewalk.evaluation.student import t_cdf, t_quantile
 
 Numbers = NDArray[np.float64]
@@ -30,14 +30,17 @@ def mean_of(means: Numbers, counts: Numbers) -> Estimate:
 
 
 def share_of(right: Numbers, counts: Numbers) -> Estimate:
-    """The share of right answers and its Wilson interval at an effective number of answers, as clusters count less."""
+    """The share of right answers and its Wilson interval, at `effective_size`; of one cluster, from 0 to 1."""
     total = float(counts.sum())
     p = float(right.sum()) / total
     binomial = p * (1 - p) / total
-    clustered = _error(right / counts, counts, p) if len(counts) > 1 else 0.0
-    deff = max(1.0, clustered**2 / binomial) if len(counts) > 1 and binomial > 0 else 1.0
-    low, high = wilson(p, total / deff, NormalDist().inv_cdf((1 + CONFIDENCE) / 2))
-    return Estimate(p, low, high, math.sqrt(deff * binomial), int(total), len(counts), len(counts) > 1, CONFIDENCE)
+    k = len(counts)
+    if k == 1:
+        return Estimate(p, 0.0, 1.0, math.inf, int(total), k, False, CONFIDENCE)
+    deff = max(1.0, _error(right / counts, counts, p) ** 2 / binomial) if binomial > 0 else 1.0
+    size = effective_size(int(total), deff, k, CONFIDENCE)
+    low, high = wilson(p, size, NormalDist().inv_cdf((1 + CONFIDENCE) / 2))
+    return Estimate(p, low, high, math.sqrt(deff * binomial), int(total), k, True, CONFIDENCE)
 
 
 def difference_of(means: Numbers, baseline: Numbers, counts: Numbers) -> tuple[Estimate, float]:

@@ -12,10 +12,14 @@ import numpy as np
 from ropewalk.errors import ArgumentError
 from ropewalk.evaluation.cells import Cell, Cells
 from ropewalk.evaluation.cluster_sums import Numbers, difference_of, mean_of, share_of
-from ropewalk.evaluation.content import prompts_a_draw
+from ropewalk.evaluation.content import SEEDS, prompts_a_draw, reference
 from ropewalk.evaluation.grid import Condition
 from ropewalk.evaluation.score import Estimate, holm
-from ropewalk.evaluation.sweep_config import PLAIN, REPORT_FIRST
+from ropewalk.evaluation.sweep_config import PLAIN
+from ropewalk.tasks.prompts import REPORT_FIRST
+
+# Nats a token, the last digit that tables show. Rounding alone can make a smaller difference, the same on every prompt.
+LEAST_DIFFERENCE = 0.001
 
 
 @dataclass(frozen=True)
@@ -32,12 +36,12 @@ class Against:
     @property
     def is_better(self) -> bool:
         """Whether the right answers are likelier, beyond chance also among so many comparisons."""
-        return self.adjusted < 0.05 and self.difference.mean < 0
+        return self.adjusted < 0.05 and self.difference.mean <= -LEAST_DIFFERENCE
 
     @property
     def is_worse(self) -> bool:
         """Whether the right answers are less likely, beyond chance also among so many comparisons."""
-        return self.adjusted < 0.05 and self.difference.mean > 0
+        return self.adjusted < 0.05 and self.difference.mean >= LEAST_DIFFERENCE
 
     def to_dict(self) -> dict[str, Any]:
         """All of it, JSON-ready."""
@@ -118,35 +122,59 @@ def compare(
 def summarise(cells: Cells) -> list[Comparison]:
     """Every comparison that a folder holds, without its config: names are those of its definitions.
 
-    The baseline is the plan called `plain`. Prompts that searches choose by are left out.
+    The baseline is the plan called `plain`. Prompts that searches choose by are left out. Models, tasks and plans that
+    several configs called the same are told apart by the start of their references.
     """
-    groups: dict[Condition, dict[str, list[Cell]]] = {}
-    conditions: dict[tuple[str, str], Condition] = {}
+    groups: dict[_Where, dict[str, list[Cell]]] = {}
+    conditions: dict[tuple[str, str], _Where] = {}
     plans: dict[str, str] = {}
     for cell in cells.cells.values():
         if cell.prompt < REPORT_FIRST:
             continue
         where = cell.model, cell.task
         if where not in conditions:
-            conditions[where] = _condition(cells, *where)
+            conditions[where] = _where(cells, *where)
         if cell.plan not in plans:
             plans[cell.plan] = cells.definition("plan", cell.plan).get("name", cell.plan)
         groups.setdefault(conditions[where], {}).setdefault(cell.plan, []).append(cell)
     found = []
     draws = {task: prompts_a_draw(cells.definition("task", task).get("content", {})) for _, task in conditions}
-    for condition, by_plan in groups.items():
+    for place, by_plan in groups.items():
         names = [plans[plan] for plan in by_plan]
         # Two encodings may have been called the same in two configs.
         called = {p: n if names.count(n) == 1 else f"{n} ({p[:8]})" for p, n in zip(by_plan, names, strict=True)}
         table = {called[plan]: held for plan, held in by_plan.items()}
-        found.append(compare(condition, table, [PLAIN], draws))
+        found.append(compare(_condition(place, list(groups)), table, [PLAIN], draws))
     return found
 
 
-def _condition(cells: Cells, model: str, task: str) -> Condition:
+@dataclass(frozen=True)
+class _Where:
+    """What cells are compared under: references, as names can stand for several, of the task but for its seeds."""
+
+    model: str
+    task: str
+    called: Condition
+
+
+def _where(cells: Cells, model: str, task: str) -> _Where:
     defined = cells.definition("task", task)
+    content = defined.get("content", {})
     name = cells.definition("model", model).get("name", model)
-    return Condition(name, defined.get("name", task), int(defined.get("content", {}).get("length", 0)))
+    of_all_seeds = reference({key: value for key, value in content.items() if key not in SEEDS})
+    return _Where(model, of_all_seeds, Condition(name, defined.get("name", task), int(content.get("length", 0))))
+
+
+def _condition(place: _Where, places: Sequence[_Where]) -> Condition:
+    """The condition by its names, each with its reference where it stands for another one too."""
+    called = place.called
+    models = {other.model for other in places if other.called.model == called.model}
+    tasks = {other.task for other in places if (other.model, other.called) == (place.model, called)}
+    return dataclasses.replace(
+        called,
+        model=called.model if len(models) == 1 else f"{called.model} ({place.model[:8]})",
+        task=called.task if len(tasks) == 1 else f"{called.task} ({place.task[:8]})",
+    )
 
 
 def _by_prompt(cells: Sequence[Cell]) -> dict[tuple[str, int], Cell]:
@@ -158,7 +186,7 @@ def _numbers(cells: Sequence[Cell], in_a_draw: Mapping[str, int]) -> tuple[Numbe
     """(answers, mean NLL, right answers) of each independent draw, in the order of the cells."""
     sums: dict[tuple[str, int], Numbers] = {}
     for cell in cells:
-        draw = cell.task, cell.prompt // in_a_draw.get(cell.task, 1)
+        draw = cell.task, (cell.prompt - REPORT_FIRST) // in_a_draw.get(cell.task, 1)
         sums[draw] = sums.get(draw, 0.0) + np.array([cell.n, cell.n * cell.nll, cell.right or 0], dtype=np.float64)
     held = np.array(list(sums.values()))
     return held[:, 0], held[:, 1] / held[:, 0], held[:, 2]

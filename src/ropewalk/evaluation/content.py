@@ -8,7 +8,9 @@ from collections.abc import Mapping
 from typing import Any
 
 # Raised whenever a change of ropewalk changes measured answers: cells of before are then measured again.
-RESULTS = 1
+RESULTS = 2
+# What tells the seeds of one task apart, among all that it is named by.
+SEEDS = ("seed", "rank", "seeds")
 
 
 def content_hash(content: Any) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import collections
 import dataclasses
 import hashlib
 import time
@@ -18,6 +17,7 @@ from ropewalk.evaluation.missing import records_of
 from ropewalk.evaluation.score import Answer
 from ropewalk.evaluation.store import Store
 from ropewalk.evaluation.subjects import Subjects
+from ropewalk.evaluation.worst import bounded
 from ropewalk.tasks.pairs import Pair, Passage
 
 # Measured and recorded together, so what a stopped run loses at most.
@@ -28,7 +28,7 @@ MOST_LOGITS = 1 << 25
 
 @dataclasses.dataclass(frozen=True)
 class Found:
-    """An arm's answers, in the order of the pairs and of the passages.
+    """An arm's answers: test set by test set in the order of their pairs, and in the order of the passages.
 
     A pair's answer is the sentence that the model finds likelier, filed under its test set as `setting`; `nll` is that
     of the good sentence's tokens, in sum. A passage's answer is the model's last word as far as it is right, and the
@@ -55,13 +55,12 @@ class Block:
 
 
 def blocks(pairs: Sequence[Pair], passages: Sequence[Passage]) -> list[Block]:
-    """Both cut into blocks, in their order; a block may hold the pairs of several test sets."""
-    seen: collections.Counter[str] = collections.Counter()
-    numbered = []
+    """Both cut into blocks, in their order, test set by test set: what comes before one doesn't change its blocks."""
+    sets: dict[str, list[tuple[int, Any]]] = {}
     for pair in pairs:
-        numbered.append((seen[pair.test_set], pair))
-        seen[pair.test_set] += 1
-    kinds: list[tuple[str, list[tuple[int, Any]]]] = [("pairs", numbered), ("words", list(enumerate(passages)))]
+        held = sets.setdefault(pair.test_set, [])
+        held.append((len(held), pair))
+    kinds = [*(("pairs", held) for held in sets.values()), ("words", list(enumerate(passages)))]
     return [
         Block(kind, tuple(held[first : first + BLOCK])) for kind, held in kinds for first in range(0, len(held), BLOCK)
     ]
@@ -145,10 +144,15 @@ def _answers(block: Block, record: dict[str, Any]) -> Iterator[Answer]:
         if block.kind == "pairs":
             name, is_right = item["set"], item["good_nll"] < item["bad_nll"]
             likelier = item["good"] if is_right else item["bad"]
-            yield Answer(f"{name}/{number}", name, 0.0, "pair", item["good"], item["good_nll"], is_right, likelier)
+            yield Answer(pair_id(name, number), name, 0.0, "pair", item["good"], item["good_nll"], is_right, likelier)
         else:
             said, nll = item["answer"], item["nll"]
             yield Answer(f"words/{number}", "words", 1.0, "word", item["word"], nll, item["is_exact"], said)
+
+
+def pair_id(test_set: str, number: int) -> str:
+    """What the answer about a pair is filed under, by its place within its test set, from 0 on."""
+    return f"{test_set}/{number}"
 
 
 def _spelled(block: Block, tokenizer: Any) -> list[tuple[list[int], int]]:
@@ -196,7 +200,7 @@ def _judge(model: nn.Module, ids: Sequence[list[int]]) -> list[tuple[Tensor, Ten
         longest = max(len(ids[number]) for number in numbers)
         tokens = torch.tensor([ids[n] + [0] * (longest - len(ids[n])) for n in numbers], device=device)
         logits = model(input_ids=tokens, use_cache=False).logits[:, :-1].float()
-        losses = nn.functional.cross_entropy(logits.transpose(1, 2), tokens[:, 1:], reduction="none").cpu()
+        losses = bounded(nn.functional.cross_entropy(logits.transpose(1, 2), tokens[:, 1:], reduction="none")).cpu()
         likeliest = logits.argmax(dim=-1).cpu()
         for row, number in enumerate(numbers):
             size = len(ids[number]) - 1

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import random
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from ropewalk.errors import ArgumentError
 from ropewalk.evaluation.candidates import Candidate
 from ropewalk.evaluation.cells import Cell, Cells
 from ropewalk.evaluation.content import cell_key, reference
@@ -16,26 +18,54 @@ from ropewalk.evaluation.read import Reader
 from ropewalk.evaluation.score import Answer
 from ropewalk.evaluation.shared import SharedReading
 from ropewalk.evaluation.sweep_config import WINDOWS, SweepConfig, TaskEntry
+from ropewalk.evaluation.worst import bounded
 from ropewalk.hf import installed
-from ropewalk.tasks.haystack import DEMO, Text, draw_window, read_text
-from ropewalk.tasks.prompts import PromptTask
+from ropewalk.tasks.haystack import (
+    DEMO,
+    Text,
+    characters_per_token,
+    draw_window,
+    read_text,
+    start_of,
+    text_of,
+)
+from ropewalk.tasks.prompts import REPORT_FIRST, PromptTask
 from ropewalk.tasks.reading import reading_task
 
-# Steps of the golden ratio spread windows 0, 1, 2 ... evenly over a text.
-_GOLDEN = 0.6180339887498949
+# A window's stretch of text, in windows: some texts have more tokens to the character than the estimate.
+_STRETCH, _SLACK_CHARACTERS = 1.25, 2_100
 
 
 @dataclass(frozen=True)
 class Windows:
-    """Perplexity: windows of exactly `length` tokens from places spread over a text; nothing is asked."""
+    """Perplexity: windows of exactly `length` tokens that share none; nothing is asked.
+
+    Windows under REPORT_FIRST, which choose, lie in the first half of the text, the others in the second. Of several
+    seeds, this is number `rank` of `seeds`. A window begins with the start token where the tokenizer puts one before
+    every text.
+    """
 
     text: Text
     length: int
-    seed: int = 0
+    rank: int = 0
+    seeds: int = 1
 
     def ids(self, tokenizer: Any, index: int) -> list[int]:
-        """The tokens of window `index`."""
-        return draw_window(self.text, tokenizer, self.length, (0.1 + 0.377 * self.seed + index * _GOLDEN) % 1.0)
+        """The tokens of window `index`; raises ArgumentError where half of the text has no room for it."""
+        characters, chooses = self.text.text, index < REPORT_FIRST
+        middle = len(characters) // 2
+        half = characters[:middle] if chooses else characters[middle:]
+        number = (index if chooses else index - REPORT_FIRST) * self.seeds + self.rank
+        a_window = _STRETCH * self.length * characters_per_token(characters, tokenizer) + _SLACK_CHARACTERS
+        room = max(1, int(len(half) / a_window))
+        if number >= room:
+            asked = f"its {'first' if chooses else 'second'} half has room for {room} windows of {self.length:,} tokens"
+            remedy = f"{asked}, number {number + 1} is asked for; give a longer text, or fewer prompts, seeds or tokens"
+            raise ArgumentError("text", self.text.name, remedy)
+        place = sorted(range(room), key=lambda slot: random.Random(f"window/{slot}").random())[number]
+        stretch = half[place * len(half) // room : (place + 1) * len(half) // room]
+        start = start_of(tokenizer)
+        return start + draw_window(text_of(stretch, self.text.name), tokenizer, self.length - len(start), 0.5)
 
     def to_dict(self) -> dict[str, Any]:
         """All that its windows depend on, JSON-ready."""
@@ -154,19 +184,20 @@ def job_of(config: SweepConfig, model: str, about: Mapping[str, Any], dtype: str
         dtype: of its weights, as answers depend on it.
     """
     content = {"name": about["name"], "fingerprint": about["fingerprint"], "dtype": dtype}
-    tasks = [(entry, seed, build_task(entry, length, seed)) for seed in config.seeds for entry in config.tasks]
+    seeds = config.seeds
+    tasks = [(entry, seed, build_task(entry, length, seed, seeds)) for seed in seeds for entry in config.tasks]
     return Job(model, content, length, tuple(tasks))
 
 
-def build_task(entry: TaskEntry, length: int, seed: int) -> PromptTask | Windows:
-    """The task of an entry at a length."""
+def build_task(entry: TaskEntry, length: int, seed: int, seeds: Sequence[int]) -> PromptTask | Windows:
+    """The task of an entry at a length, for one of the seeds."""
     if entry.name == WINDOWS:
-        return Windows(read_text(entry.options.get("text", DEMO)), length, seed)
+        return Windows(read_text(entry.options.get("text", DEMO)), length, seeds.index(seed), len(seeds))
     return reading_task(entry.name, length, seed, entry.options)
 
 
 def check_prompts(job: Job, tokenizer: Any, indices: Sequence[int]) -> None:
-    """Build each task's first and last prompt, so that one that can't be stops the sweep before it starts."""
+    """Build each task's first and last of these prompts, so that one that can't be stops a sweep before it starts."""
     for _, _, task in job.tasks:
         for index in {indices[0], indices[-1]}:
             if isinstance(task, Windows):
@@ -183,7 +214,7 @@ def measure_unit(reader: Reader, unit: Unit, numbers: Sequence[int]) -> Iterator
         for number, encoding in zip(numbers, encodings, strict=True):
             began = time.monotonic()
             with installed(reader.model, encoding):
-                nll = float(token_nll(reader.model, ids).double().mean())
+                nll = float(bounded(token_nll(reader.model, ids)).double().mean())
             yield Measured(number, (), time.monotonic() - began, nll)
         return
     prompt = unit.task.prompts(reader.tokenizer, 1, first=unit.index)[0]

@@ -13,6 +13,7 @@ from ropewalk.evaluation.candidates import Candidate
 from ropewalk.evaluation.forkable import forkable_cache
 from ropewalk.evaluation.score import mean_interval
 from ropewalk.evaluation.store import Store
+from ropewalk.evaluation.worst import bounded
 from ropewalk.hf import installed
 from ropewalk.tasks.haystack import Text, draw_windows
 
@@ -86,7 +87,7 @@ def _likelihood(
 ) -> dict[str, Any]:
     began = time.monotonic()
     with installed(model, arm.encoding):
-        means = [float(token_nll(model, ids).mean()) for ids in draw_windows(text, tokenizer, length, windows)]
+        means = [float(bounded(token_nll(model, ids)).mean()) for ids in draw_windows(text, tokenizer, length, windows)]
     return {
         "key": key,
         "kind": "likelihood",

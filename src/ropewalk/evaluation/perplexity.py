@@ -8,6 +8,8 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import torch
+
 from ropewalk.errors import ArgumentError
 from ropewalk.evaluation.arms import Arm
 from ropewalk.evaluation.by_position import FULL, Reading
@@ -15,9 +17,10 @@ from ropewalk.evaluation.missing import records_of
 from ropewalk.evaluation.score import Estimate, mean_interval
 from ropewalk.evaluation.store import Store
 from ropewalk.evaluation.subjects import Subject, Subjects
+from ropewalk.evaluation.worst import bounded
 from ropewalk.tasks.books import WHOLE, Books, training_text
 from ropewalk.tasks.corpus import Corpus
-from ropewalk.tasks.haystack import Text, read_text
+from ropewalk.tasks.haystack import Text, read_text, start_of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -139,7 +142,7 @@ def windows_of(books: Books, subjects: Sequence[Subject]) -> Windows:
     """
     found: Windows | None = None
     for subject in subjects:
-        ids, start = books.draw(subject.tokenizer), _start(subject.tokenizer)
+        ids, start = books.draw(subject.tokenizer), start_of(subject.tokenizer)
         drawn = Windows(ids, start, subject.check_tokens([[*start, *one] for one in ids], "text", books.text.name))
         if found is not None and drawn.fingerprint != found.fingerprint:
             remedy = f"has other tokens than {subjects[0].name}; compare models that share a tokenizer"
@@ -162,7 +165,7 @@ def measure(
 
     def read(model: Any, arm: Arm, number: int) -> dict[str, Any]:
         began = time.monotonic()
-        nats = reading.nats(model, windows.ids[number], windows.start)
+        nats = bounded(torch.tensor(reading.nats(model, windows.ids[number], windows.start))).tolist()
         seconds = round(time.monotonic() - began, 2)
         return {"kind": "perplexity", "arm": arm.name, "window": number, "nats": nats, "seconds": seconds}
 
@@ -225,9 +228,3 @@ def _trained_on(subject: Subject, text: Text) -> Text | Corpus | None:
         remedy = f"has changed since {subject.name} was trained on it; bring that text back, or give another"
         raise ArgumentError("text", text.name, remedy)
     return read
-
-
-def _start(tokenizer: Any) -> list[int]:
-    """The start token, where the tokenizer itself puts one before every text."""
-    start = getattr(tokenizer, "bos_token_id", None)
-    return [start] if start is not None and list(tokenizer("a")["input_ids"])[:1] == [start] else []

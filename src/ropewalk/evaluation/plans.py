@@ -99,6 +99,7 @@ def head_statistics(rule: Encoding, target: Target) -> Statistics:
     assert target.text is not None
     depends_on = {
         "model": target.about["fingerprint"],
+        "dtype": str(next(target.model.parameters()).dtype),
         "length": target.length,
         "rule": rule.to_dict(),
         "text": target.text.fingerprint,

@@ -12,14 +12,11 @@ from transformers.cache_utils import DynamicCache
 from ropewalk.evaluation.forkable import cache_after, fork
 from ropewalk.evaluation.packed import ask_packed, can_pack, greedy_start
 from ropewalk.evaluation.score import Answer
+from ropewalk.evaluation.worst import bounded
 from ropewalk.tasks.prompts import Prompt, Question
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
-
-
-# What an answer counts whose logits overflowed, in nats a token: far more than any real answer, and still a number.
-WORST_NLL = 100.0
 
 
 @dataclass
@@ -61,7 +58,7 @@ class Reader:
 
     def _nll(self, logits: Tensor, question: Question) -> float:
         answer = torch.tensor(question.answer_ids, device=logits.device)
-        return min(float(nn.functional.cross_entropy(logits, answer).nan_to_num(WORST_NLL)), WORST_NLL)
+        return float(bounded(nn.functional.cross_entropy(logits, answer)))
 
     @torch.no_grad()
     def _ask(self, question: Question, cache: DynamicCache) -> tuple[Tensor, list[int]]:

@@ -124,8 +124,9 @@ def mean_interval(values: Sequence[float], clusters: Sequence[Hashable], confide
 def proportion_interval(successes: Sequence[bool], clusters: Sequence[Hashable], confidence: float = 0.95) -> Estimate:
     """The share of successes and its Wilson interval, always inside [0, 1].
 
-    The number of answers n is replaced by n / deff, where deff = max(1, variance between clusters / binomial
-    variance), as clustered answers count for less. Raises ArgumentError as `mean_interval` does.
+    Clustered answers count for less: their number n is replaced by `effective_size` of deff = max(1, variance between
+    clusters / binomial variance). With one cluster the interval is over its values. Raises ArgumentError as
+    `mean_interval` does.
     """
     values = [float(bool(success)) for success in successes]
     groups = _groups(values, clusters, confidence)
@@ -134,9 +135,21 @@ def proportion_interval(successes: Sequence[bool], clusters: Sequence[Hashable],
     binomial = p * (1 - p) / n
     is_clustered = len(groups) > 1
     deff = max(1.0, clustered_error**2 / binomial) if is_clustered and binomial > 0 else 1.0
-    z = NormalDist().inv_cdf((1 + confidence) / 2)
-    low, high = wilson(p, n / deff, z)
+    size = effective_size(n, deff, len(groups), confidence) if is_clustered else n
+    low, high = wilson(p, size, NormalDist().inv_cdf((1 + confidence) / 2))
     return Estimate(p, low, high, math.sqrt(deff * binomial), n, len(groups), is_clustered, confidence)
+
+
+def effective_size(n: int, deff: float, clusters: int, confidence: float = 0.95) -> float:
+    """How many independent answers n clustered ones are worth: n / deff (t_(n-1) / t_(k-1))^2, k clusters.
+
+    t is Student's quantile: deff itself is only known from k clusters, and not at all where all answers are alike (Korn
+    and Graubard, Survey Methodology 24, 1998). Answers that are each a cluster of their own count in full.
+    """
+    if clusters == n:
+        return n / deff
+    quantile = (1 + confidence) / 2
+    return n / deff * (t_quantile(quantile, n - 1) / t_quantile(quantile, clusters - 1)) ** 2
 
 
 def paired_difference(

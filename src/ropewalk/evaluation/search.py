@@ -14,6 +14,7 @@ from ropewalk.evaluation.cells import Cells
 from ropewalk.evaluation.grid import Job
 from ropewalk.evaluation.plans import Target, build_plan
 from ropewalk.evaluation.sweep_config import PlanEntry, SweepConfig, dope_entry, needs_r
+from ropewalk.hf import installed
 
 Measure = Callable[[Sequence[Candidate], Sequence[int]], None]
 
@@ -87,12 +88,15 @@ def search_plan(config: SweepConfig, target: Target, job: Job, measure: Measure,
 
     def objective(trial: Any) -> float:
         nonlocal refused
+        proposed = _propose(trial, space)
         try:
-            candidate = build_plan(_propose(trial, space), target)
-            measure([candidate], indices)
+            candidate = build_plan(proposed, target)
+            with installed(target.model, candidate.encoding):
+                pass
         except RopewalkError as error:  # a reading or a scope that this model can't have
             refused = str(error)
             raise optuna.TrialPruned from error
+        measure([candidate], indices)
         nll = mean_nll(candidate, job, target.cells, indices)
         found.setdefault(candidate.name, (nll, candidate))
         return nll

@@ -128,7 +128,7 @@ def _read_all(file: int) -> bytes:
 
 
 def _dump(value: dict[str, Any]) -> str:
-    return json.dumps(value, ensure_ascii=False, allow_nan=False)
+    return json.dumps(value, allow_nan=False)
 
 
 def _through_json(value: dict[str, Any], name: str) -> dict[str, Any]:

@@ -152,7 +152,7 @@ class Subjects:
 
 
 @dataclasses.dataclass(frozen=True)
-class _Run:
+class TrainedRun:
     """What run.json says: a name, the task, and the SHA-256 of its text where it is kept."""
 
     name: str
@@ -160,12 +160,12 @@ class _Run:
     text: str | None
 
 
-def _load(source: str, trusted: bool) -> tuple[Any, Any, _Run | None]:
+def _load(source: str, trusted: bool) -> tuple[Any, Any, TrainedRun | None]:
     """(model, tokenizer, the run it is from)."""
     folder = Path(source).expanduser()
     if not (folder / "config.json").is_file() and (folder / "model" / "config.json").is_file():
         folder = folder / "model"
-    run = _run(folder) if folder.is_dir() else None
+    run = run_of(folder) if folder.is_dir() else None
     if run is None or any((folder / name).is_file() for name in _TOKENIZER_FILES):
         _check_tokenizer(folder, source)
         model, tokenizer = load_model(str(folder) if folder.is_dir() else source, trust_remote_code=trusted)
@@ -195,7 +195,7 @@ def _task_tokenizer(task: Language, source: str) -> Any:
         raise ArgumentError("model", source, remedy) from error
 
 
-def _run(folder: Path) -> _Run | None:
+def run_of(folder: Path) -> TrainedRun | None:
     """The run that a model's folder is in; None where it is in none."""
     path = next((place / _RUN for place in (folder, folder.resolve().parent) if (place / _RUN).is_file()), None)
     if path is None:
@@ -211,7 +211,7 @@ def _run(folder: Path) -> _Run | None:
     if task is None:
         remedy = f"it was trained on the task {kind}, whose tokens aren't text; give a model of language"
         raise ArgumentError("model", str(folder), remedy)
-    return _Run(name, task, run.get("data_sha256"))
+    return TrainedRun(name, task, run.get("data_sha256"))
 
 
 def _name(source: str) -> str:

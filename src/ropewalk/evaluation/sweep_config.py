@@ -16,11 +16,10 @@ from ropewalk.errors import ArgumentError, unknown_name
 from ropewalk.files import one_line_errors
 from ropewalk.frequencies import rules
 from ropewalk.tasks.haystack import DEMO
+from ropewalk.tasks.prompts import REPORT_FIRST
 from ropewalk.tasks.reading import reading_tasks
 
 PLAIN, WINDOWS = "plain", "perplexity"
-# Prompts of a search are counted from 0, those of a report from here: no prompt can both choose and judge.
-REPORT_FIRST = 1000
 
 
 @dataclass(frozen=True)
@@ -119,16 +118,16 @@ def build_config(content: Any) -> SweepConfig:
     for name in ("models", "plans", "tasks", "lengths"):
         if data.get(name) in (None, [], {}, ""):
             raise ArgumentError(name, data.get(name), "is missing; a sweep needs models, plans, tasks and lengths")
-    plans = [plan for i, entry in enumerate(_list(data["plans"])) for plan in _plans(entry, f"plans[{i}]")]
-    tasks = tuple(_task(entry, f"tasks[{i}]") for i, entry in enumerate(_list(data["tasks"])))
+    plans = [plan for i, entry in enumerate(_list(data["plans"], "plans")) for plan in _plans(entry, f"plans[{i}]")]
+    tasks = tuple(_task(entry, f"tasks[{i}]") for i, entry in enumerate(_list(data["tasks"], "tasks")))
     _check_distinct("tasks", [task.label for task in tasks], "give one of them another `label`")
     given = {name: data[name] for name in ("prompts", "calibration", "original_length") if name in data}
     config = SweepConfig(
-        models=tuple(_model(entry, f"models[{i}]") for i, entry in enumerate(_list(data["models"]))),
+        models=tuple(_model(entry, f"models[{i}]") for i, entry in enumerate(_list(data["models"], "models"))),
         plans=tuple(plans),
         tasks=tasks,
-        lengths=tuple(_whole(n, f"lengths[{i}]") for i, n in enumerate(_list(data["lengths"]))),
-        seeds=tuple(_whole(n, f"seeds[{i}]", 0) for i, n in enumerate(_list(data.get("seeds", [0])))),
+        lengths=tuple(_whole(n, f"lengths[{i}]") for i, n in enumerate(_list(data["lengths"], "lengths"))),
+        seeds=tuple(_whole(n, f"seeds[{i}]", 0) for i, n in enumerate(_list(data.get("seeds", [0]), "seeds"))),
         search=_search(data.get("search") or {}),
         **given,
     )
@@ -154,17 +153,17 @@ def _model(entry: Any, where: str) -> ModelEntry:
 def _plans(entry: Any, where: str) -> list[PlanEntry]:
     """The plans of an entry: more than one where it has lists of factors, heads and so on."""
     if isinstance(entry, str):
-        if entry != PLAIN and entry not in rules():
-            raise unknown_name(where, entry, [PLAIN, *rules(), "{rule: ...}", "{dope: ...}", "{plan: ...}"])
-        return [PlanEntry(rule=None if entry == PLAIN else entry)]
+        return [PlanEntry(rule=_rule(entry, where, "{rule: ...}", "{dope: ...}", "{plan: ...}"))]
     data = _section(entry, where, ("rule", "factor", "dope", "plan", "name"))
     if "plan" in data:
         _section(entry, where, ("plan", "name"))
         return [PlanEntry(saved=_text(data["plan"], f"{where}.plan"), name=data.get("name"))]
     if "rule" not in data and "dope" not in data:
         raise ArgumentError(where, entry, f"give {PLAIN}, a rule's name, or one of the keys rule, dope and plan")
-    chosen = [_rule(name, f"{where}.rule") for name in _list(data.get("rule"))]
-    factors = [None if f is None else _number(f, f"{where}.factor") for f in _list(data.get("factor"))]
+    chosen = [_rule(name, f"{where}.rule") for name in _list(data.get("rule"), f"{where}.rule")]
+    factors = [
+        None if f is None else _number(f, f"{where}.factor") for f in _list(data.get("factor"), f"{where}.factor")
+    ]
     dopes = _dopes(data["dope"], f"{where}.dope") if "dope" in data else [None]
     found = [PlanEntry(rule, factor, dope) for rule, factor, dope in itertools.product(chosen, factors, dopes)]
     if data.get("name") is not None:
@@ -176,13 +175,16 @@ def _plans(entry: Any, where: str) -> list[PlanEntry]:
 
 def _dopes(content: Any, where: str) -> list[DoPEEntry | None]:
     """DoPE entries, one for each choice from the lists in it."""
-    data = _section(content or {}, where, _names(DoPEEntry))
-    choices = [[(name, value) for value in _list(held)] for name, held in data.items()]
+    data = _section(content, where, _names(DoPEEntry))
+    choices = [[(name, value) for value in _list(held, f"{where}.{name}")] for name, held in data.items()]
     return [dope_entry(dict(choice), where) for choice in itertools.product(*choices)]
 
 
 def dope_entry(data: Mapping[str, Any], where: str = "dope") -> DoPEEntry:
     """One DoPE entry, its values checked."""
+    for name in ("mode", "reading", "score", "indicator", "order", "scope", "apply_to"):
+        if data.get(name) is not None:
+            _text(data[name], f"{where}.{name}")
     entry = DoPEEntry(**data)
     known = {"mode": READINGS, "indicator": INDICATORS, "scope": SCOPES, "apply_to": SIDES}
     for name, names in known.items():
@@ -212,6 +214,8 @@ def _task(entry: Any, where: str) -> TaskEntry:
         if option not in known[name]:
             raise unknown_name(f"{where}.{option}", option, [*known[name], "label"])
     variant = data.get("setting")
+    if label is not None:
+        _text(label, f"{where}.label")
     return TaskEntry(name, data, label or (f"{name} ({variant})" if isinstance(variant, str) else name))
 
 
@@ -220,14 +224,7 @@ def _search(content: Any) -> SearchEntry:
     space = _section(data.get("space") or {}, "search.space", (*_names(DoPEEntry), "rule", "factor"))
     choices: dict[str, tuple[Any, ...]] = {}
     for name, held in space.items():
-        choices[name] = tuple(_list(held))
-        for value in choices[name]:
-            if name == "rule":
-                _rule(value, "search.space.rule")
-            elif name == "factor":
-                _number(value, "search.space.factor")
-            elif name not in ("reading", "r"):
-                dope_entry({name: value} | ({"r": 1} if name == "score" and needs_r(value) else {}), "search.space")
+        choices[name] = tuple(_choice(name, value) for value in _list(held, f"search.space.{name}"))
     entry = SearchEntry(**{**data, "space": choices})
     _whole(entry.prompts, "search.prompts")
     _whole(entry.trials, "search.trials", 0)
@@ -237,17 +234,38 @@ def _search(content: Any) -> SearchEntry:
     return entry
 
 
+def _choice(name: str, value: Any) -> Any:
+    """A value that a search may choose, checked by itself."""
+    where = f"search.space.{name}"
+    if name == "rule":
+        return _rule(value, where)
+    if name == "factor":
+        return _number(value, where)
+    if name == "r":
+        return _whole(value, where)
+    if name == "reading":
+        known = [reading for readings in READINGS.values() for reading in readings]
+        if value not in known:
+            raise unknown_name(where, value, known)
+        return value
+    needed = {"r": 1} if name == "score" and needs_r(_text(value, where)) else {}
+    dope_entry({name: value} | needed, "search.space")
+    return value
+
+
 def needs_r(score: str) -> bool:
     """Whether a score looks at the r largest eigenvalues."""
     return find_score(score).needs_r
 
 
-def _rule(name: Any, where: str) -> str | None:
+def _rule(name: Any, where: str, *others: str) -> str | None:
+    """A rule by name, None for plain; `others`: what else could stand there."""
     plain = str(name).removeprefix("resonance+")
     if name is None or name == PLAIN:
         return None
-    if plain not in rules() or plain in ("longrope", "given"):
-        raise unknown_name(where, name, [PLAIN, *(rule for rule in rules() if rule not in ("longrope", "given"))])
+    by_name = [rule for rule in rules() if rule not in ("longrope", "given")]  # those need lists of numbers
+    if plain not in by_name:
+        raise unknown_name(where, name, [PLAIN, *by_name, *others])
     return str(name)
 
 
@@ -265,8 +283,10 @@ def _names(kind: type) -> tuple[str, ...]:
     return tuple(f.name for f in dataclasses.fields(kind))
 
 
-def _list(value: Any) -> list[Any]:
-    """A list as it is; anything else as a list of one."""
+def _list(value: Any, where: str) -> list[Any]:
+    """A list as it is, if anything is in it; anything else as a list of one."""
+    if value == []:
+        raise ArgumentError(where, value, "is empty; give at least one")
     return value if isinstance(value, list) else [value]
 
 

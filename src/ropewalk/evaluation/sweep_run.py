@@ -14,10 +14,11 @@ from ropewalk.evaluation.content import prompts_a_draw, reference
 from ropewalk.evaluation.grid import Engine, Job, Unit, check_prompts, job_of
 from ropewalk.evaluation.plans import Target, build_plan, distinct
 from ropewalk.evaluation.search import Pick, best_of, search_plan
-from ropewalk.evaluation.sweep_config import PLAIN, REPORT_FIRST, ModelEntry, SweepConfig
+from ropewalk.evaluation.sweep_config import PLAIN, ModelEntry, SweepConfig
 from ropewalk.hf.fingerprint import describe
 from ropewalk.hf.loading import load_model
 from ropewalk.tasks.haystack import Text, draw_window, read_text
+from ropewalk.tasks.prompts import REPORT_FIRST
 
 
 class Watch:
@@ -130,6 +131,8 @@ def _checked(config: SweepConfig, loaded: Loaded, length: int, text: Text | None
     dtype = str(next(loaded.model.parameters()).dtype).removeprefix("torch.")
     job = job_of(config, loaded.entry.name, loaded.about, dtype, length)
     check_prompts(job, loaded.tokenizer, report_indices(config))
+    if config.search.trials or len([plan for plan in config.plans if plan.rule and plan.dope is None]) > 1:
+        check_prompts(job, loaded.tokenizer, range(config.search.prompts))
     if text is not None:
         draw_window(text, loaded.tokenizer, length, 0.0)
     return job

@@ -117,7 +117,7 @@ def token_at(found: Inspection, place: int) -> str:
 def to_json(found: Inspection) -> str:
     """How it was measured and a record for each head, as a JSON file's text."""
     about = {"format": FORMAT, "format_version": FORMAT_VERSION} | dict(found.about)
-    return json.dumps(about | {"heads": list(_heads(found))}, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+    return json.dumps(about | {"heads": list(_heads(found))}, indent=1, allow_nan=False) + "\n"
 
 
 def facts(found: Inspection) -> dict[str, str]:

@@ -55,6 +55,13 @@ def verdict(wanted: Recalibration, outcome: Outcome) -> str:
     return f"Swapping to {outcome.encoding} cost {cost}; {effort} won back {back}."
 
 
+def held_out(outcome: Outcome) -> str:
+    """What can be said of the parts that are judged on: they ..."""
+    if outcome.read_before:
+        return "this run isn't trained on; the model's own run cut the same text elsewhere and may have read them"
+    return "nothing here is trained on"
+
+
 def facts(wanted: Recalibration, outcome: Outcome, run: dict[str, Any]) -> dict[str, str]:
     """What else than the command decides the figures; `run` is what the folder's run.json says."""
     return {
@@ -77,7 +84,7 @@ def page(wanted: Recalibration, outcome: Outcome, run: dict[str, Any], command: 
     parts: list[Part] = [
         Table(header(wanted, outcome), rows(outcome)),
         Paragraph(
-            f"Nats a token of {wanted.text}, of parts that nothing here is trained on. At N tokens: the last "
+            f"Nats a token of {wanted.text}, of parts that {held_out(outcome)}. At N tokens: the last "
             f"{wanted.length:,} before position N, mean and 95 % interval over windows of the test part ({read}). "
             "Change: against the model as it was, window by window."
         ),

@@ -183,7 +183,7 @@ def facts(outcome: Outcome, model: dict[str, Any]) -> dict[str, str]:
 def right(answers: Sequence[Answer]) -> str:
     """'7 of 10 [0.35, 0.93]'."""
     share = proportion_interval([a.is_exact for a in answers], [a.prompt for a in answers])
-    return f"{sum(a.is_exact for a in answers)} of {len(answers)} [{share.low:.2f}, {share.high:.2f}]"
+    return f"{sum(a.is_exact for a in answers)} of {len(answers)} [{share.low:.2f}, {share.high:.2f}]{_mark(share)}"
 
 
 def nll(answers: Sequence[Answer]) -> str:
@@ -202,8 +202,11 @@ def signed(paired: PairedDifference) -> str:
 def _interval(estimate: Estimate) -> str:
     if math.isinf(estimate.high):
         return "[one value: no interval]"
-    mark = "" if estimate.is_clustered else " within one haystack"
-    return f"[{estimate.low:.3f}, {estimate.high:.3f}]{mark}"
+    return f"[{estimate.low:.3f}, {estimate.high:.3f}]{_mark(estimate)}"
+
+
+def _mark(estimate: Estimate) -> str:
+    return "" if estimate.is_clustered else " within one haystack"
 
 
 def _arms(outcome: Outcome) -> list[Candidate]:

@@ -23,6 +23,7 @@ from ropewalk.tasks.prompts import NOWHERE
 
 # More maps than this nobody looks at; those of the plans with the likeliest answers are shown.
 MOST_MAPS = 9
+_ONE_DRAW = "[one draw: no interval]"
 _HOW = (
     "Brackets are 95 % intervals; prompts, not questions, count as independent, and all prompts of one many-shot "
     "problem as one. Differences are in answer NLL, nats a token, on the prompts that both plans have: below 0 the "
@@ -141,7 +142,8 @@ def _cells(comparison: Comparison, row: Row) -> tuple[str, ...]:
 
 
 def _share(right: Estimate) -> str:
-    return f"{round(right.mean * right.n)} of {right.n} [{right.low:.2f}, {right.high:.2f}]"
+    interval = f"[{right.low:.2f}, {right.high:.2f}]" if right.is_clustered else _ONE_DRAW
+    return f"{round(right.mean * right.n)} of {right.n} {interval}"
 
 
 def _difference(against: Against | None) -> str:
@@ -154,7 +156,7 @@ def _difference(against: Against | None) -> str:
 
 def _interval(estimate: Estimate, least: float = -math.inf) -> str:
     if math.isinf(estimate.high):
-        return "[one draw: no interval]"
+        return _ONE_DRAW
     return f"[{max(least, estimate.low):.3f}, {estimate.high:.3f}]"
 
 

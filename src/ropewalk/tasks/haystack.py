@@ -106,6 +106,12 @@ def spelled(tokenizer: PreTrainedTokenizerBase, token: int) -> str:
     return text if isinstance(text, str) else "".join(text)
 
 
+def start_of(tokenizer: Any) -> list[int]:
+    """The start token, where the tokenizer itself puts one before every text."""
+    start = getattr(tokenizer, "bos_token_id", None)
+    return [start] if start is not None and list(tokenizer("a")["input_ids"])[:1] == [start] else []
+
+
 def draw_window(text: Text, tokenizer: PreTrainedTokenizerBase, count: int, fraction: float) -> list[int]:
     """Exactly `count` consecutive tokens of the text, from about `fraction` (0 to 1) of its length on.
 

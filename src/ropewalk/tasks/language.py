@@ -7,6 +7,7 @@ import hashlib
 import itertools
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from ropewalk.errors import ArgumentError
@@ -49,8 +50,10 @@ class Language(SequenceTask):
     characters: int = AT_MOST
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "text", str(self.text))
-        object.__setattr__(self, "tokenizer", str(self.tokenizer))
+        for name in ("text", "tokenizer"):
+            if not isinstance(getattr(self, name), (str, Path)):
+                raise ArgumentError(name, getattr(self, name), "must be a text: the name of a source")
+            object.__setattr__(self, name, str(getattr(self, name)))
         check_length(self.length)
         whole_number(self, "characters", 1)
 

@@ -7,13 +7,14 @@ out: what is measured is whether the model finds it again; without it, what the 
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ropewalk.errors import ArgumentError
 from ropewalk.tasks.chat import Frame, frame_for
 from ropewalk.tasks.haystack import encode_item
-from ropewalk.tasks.prompts import NOWHERE, Prompt, Question, prompt_indices
+from ropewalk.tasks.prompts import NOWHERE, REPORT_FIRST, Prompt, Question, prompt_indices
 from ropewalk.tasks.questions import Problem, Problems
 
 if TYPE_CHECKING:
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 Depth = float | None
 PAPER_DEPTHS: tuple[Depth, ...] = (None, 0.0, 1 / 3, 2 / 3, 1.0)
 PROTOCOLS = "single", "multi"
+HALVES = "choose", "judge"
 _LEFT_OUT = "none"
 _INSTRUCTION = "Below are problems, each with its answer and how to find it. Answer the last problem in the same form."
 _PROBLEM = "Problem: {key}"
@@ -42,7 +44,8 @@ class ManyShotTask:
     protocol: with `single`, the paper's way, prompt i asks problem number i // len(depths), in an order drawn from the
     seed, at depth number i % len(depths). The prompts of one problem share their examples, in one order, so only
     problems are independent draws. With `multi` a prompt asks a problem of its own for each depth, all of them among
-    the same examples: one reading answers as many questions as there are depths.
+    the same examples: one reading answers as many questions as there are depths. One half of the problems, the same
+    for all seeds, is asked by prompts under REPORT_FIRST, the other by those from there on, counted from 0 again.
 
     A prompt has as many whole examples as fit, drawn from all problems but those asked, and before them the end of one
     more, cut so that the length is exact for the longest question. Raises ArgumentError for values that can't be used.
@@ -97,16 +100,17 @@ class ManyShotTask:
         """The name of prompt `index`; single: what all prompts of its problem have in common, then the depth."""
         if self.protocol == "multi":
             return f"many_shot/multi/{self.length}/{self.seed}/{index}"
-        number, depth = divmod(index, len(self.depths))
-        return f"many_shot/{self.length}/{self.seed}/{number}/{_spelled(self.depths[depth])}"
+        half, place = _halved(index)
+        number, depth = divmod(place, len(self.depths))
+        return f"many_shot/{self.length}/{self.seed}/{HALVES[half]}/{number}/{_spelled(self.depths[depth])}"
 
     def _prompt(self, tokenizer: PreTrainedTokenizerBase, frame: Frame, index: int) -> Prompt:
-        number, asked = self._asked(index)
+        draw, asked = self._asked(index)
         spelled = [frame.ask(tokenizer, p.question, p.answer, end="\n") for p, _ in asked]
         inserted = [[] if depth is None else _example(tokenizer, p) for p, depth in asked]
         room = self.length - len(frame.head) - max(len(ids) + len(answer) for ids, answer in spelled)
         room -= sum(map(len, inserted))
-        front, examples = self._examples(tokenizer, [p for p, _ in asked], number, room)
+        front, examples = self._examples(tokenizer, [p for p, _ in asked], draw, room)
         haystack, spans = [*frame.head, *front], [(0, 0)] * len(asked)
         places = [-1 if depth is None else int(depth * len(examples) + 0.5) for _, depth in asked]
         for count, example in enumerate([*examples, []]):
@@ -121,12 +125,12 @@ class ManyShotTask:
         return Prompt(self.prompt_id(index), tuple(haystack), tuple(questions))
 
     def _examples(
-        self, tokenizer: PreTrainedTokenizerBase, asked: list[Problem], number: int, room: int
+        self, tokenizer: PreTrainedTokenizerBase, asked: list[Problem], draw: str, room: int
     ) -> tuple[list[int], list[list[int]]]:
         """(the end of an example, the whole examples after it), together `room` tokens."""
         whole: list[list[int]] = []
         left, shortest = room, 0
-        for problem in self._shuffled(f"many_shot/{self.seed}/{number}"):
+        for problem in _shuffled(self.problems.problems, f"many_shot/{self.seed}/{draw}"):
             if any(problem is one for one in asked):
                 continue
             example = _example(tokenizer, problem)
@@ -145,23 +149,32 @@ class ManyShotTask:
             raise ArgumentError("questions", self.problems.name, remedy)
         return [], whole
 
-    def _asked(self, index: int) -> tuple[int, list[tuple[Problem, Depth]]]:
-        """(the number that draws the examples, the problems asked with their depths) of prompt `index`."""
-        found, depths = self.problems.problems, self.depths
-        number, which = (index, 0) if self.protocol == "multi" else divmod(index, len(depths))
-        first, chosen = (index * len(depths), depths) if self.protocol == "multi" else (number, (depths[which],))
+    def _asked(self, index: int) -> tuple[str, list[tuple[Problem, Depth]]]:
+        """(what the examples are drawn by, the problems asked with their depths) of prompt `index`."""
+        half, place = _halved(index)
+        found, depths = _shuffled(self.problems.problems, "halves")[half::2], self.depths
+        number, which = (place, 0) if self.protocol == "multi" else divmod(place, len(depths))
+        first, chosen = (place * len(depths), depths) if self.protocol == "multi" else (number, (depths[which],))
         if first + len(chosen) > len(found):
             most = len(found) // len(depths) if self.protocol == "multi" else len(found) * len(depths)
-            remedy = f"has problems for {most:,} prompts, none for number {index}; give more problems"
-            raise ArgumentError("questions", self.problems.name, f"{remedy}, or ask for fewer prompts or depths")
-        asked = self._shuffled(f"asked/{self.seed}")[first : first + len(chosen)]
-        return number, list(zip(asked, chosen, strict=True))
+            remedy = (
+                f"the half of its problems that {HALVES[half]}s has enough for {most:,} prompts, not for number "
+                f"{place + 1}; give more problems, or ask for fewer prompts or depths"
+            )
+            raise ArgumentError("questions", self.problems.name, remedy)
+        asked = _shuffled(found, f"asked/{self.seed}")[first : first + len(chosen)]
+        return f"{HALVES[half]}/{number}", list(zip(asked, chosen, strict=True))
 
-    def _shuffled(self, seed: str) -> list[Problem]:
-        # Only random() gives the same numbers in every version of Python.
-        rng = random.Random(seed)
-        found = self.problems.problems
-        return [found[i] for _, i in sorted((rng.random(), i) for i in range(len(found)))]
+
+def _halved(index: int) -> tuple[int, int]:
+    """(the half of the problems that a prompt asks, its number there)."""
+    return (0, index) if index < REPORT_FIRST else (1, index - REPORT_FIRST)
+
+
+def _shuffled(problems: Sequence[Problem], seed: str) -> list[Problem]:
+    # Only random() gives the same numbers in every version of Python.
+    rng = random.Random(seed)
+    return [problems[i] for _, i in sorted((rng.random(), i) for i in range(len(problems)))]
 
 
 def _places(problems: list[Problem]) -> str:

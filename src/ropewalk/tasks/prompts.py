@@ -12,6 +12,9 @@ if TYPE_CHECKING:
 
 # The depth of an answer that stands nowhere in the text.
 NOWHERE = -1.0
+# Prompts that choose (a rule, a plan) are counted from 0, those that judge from here: none does both. A task whose
+# source can run out, such as problems, takes the former from one half of it and the latter from the other.
+REPORT_FIRST = 1000
 
 
 @dataclass(frozen=True)

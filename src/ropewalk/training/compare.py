@@ -70,6 +70,8 @@ def check(comparison: Comparison, use_cpu: bool = False) -> None:
     for name in comparison.names:
         chosen = named(name, shape(recipe.model, task.longest))
         check_length(chosen, recipe.model, task.longest)
+        if chosen.drop is not None:
+            chosen.drop.drop_step(recipe.steps)
         for seed in range(comparison.seeds):
             RunFolder.of(comparison.out, name, seed).check(identity(recipe, task, chosen, seed))
     check_fit(recipe.model, comparison.names, task.longest)
@@ -102,9 +104,10 @@ def compare(
     Raises:
         ArgumentError: as `check` and `train` say.
     """
-    check(comparison, use_cpu)
+    check_processes(comparison.recipe, use_cpu)
     state = joined(use_cpu)
-    with state.main_process_first():  # the others find the first one's cache
+    with state.main_process_first():  # the others find the first one's cache, and a text that it has fetched
+        check(comparison, use_cpu)
         data = prepared(comparison.task, comparison.recipe)
     for seed in range(comparison.seeds):
         for name in comparison.names:

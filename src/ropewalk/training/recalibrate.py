@@ -11,6 +11,7 @@ from typing import Any
 from transformers import TrainerCallback, TrainingArguments
 
 from ropewalk.encodings.base import Encoding
+from ropewalk.evaluation.subjects import run_of
 from ropewalk.hf.fingerprint import describe
 from ropewalk.hf.loading import load_model
 from ropewalk.training.course import Course
@@ -123,6 +124,7 @@ class _Recalibration(Run):
             seconds=seconds,
             waiting=round(trainer.clock.share, 5),
             diverged=curve.diverged,
+            read_before=_read_before(self._wanted, self.about.get("data_sha256")),
         )
         mean = after.at(1)
         return found.to_dict() | {"value": None if mean is None else mean.mean}
@@ -159,6 +161,13 @@ def _identity(
         "held_out": wanted.held_out,
         "course": course.identity(),
     }
+
+
+def _read_before(wanted: Recalibration, text: str | None) -> bool:
+    """Whether the model is from a run that cut this text elsewhere, and may have trained on what is held out now."""
+    folder = Path(_place(wanted.model)).expanduser()
+    run = run_of(folder) if folder.is_dir() else None
+    return run is not None and run.task.text == wanted.text and run.text != text
 
 
 def _place(model: str) -> str:

@@ -101,6 +101,7 @@ class Outcome:
         seconds: of training, its evaluations included.
         waiting: the share of the steps' time that was spent waiting for data, 0 to 1.
         diverged: the step at which the loss was no longer a number, if it was.
+        read_before: whether the model may have been trained before on what is held out here.
     """
 
     encoding: str
@@ -116,6 +117,7 @@ class Outcome:
     seconds: float
     waiting: float
     diverged: int | None = None
+    read_before: bool = False
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready; `from_dict` reads it back."""

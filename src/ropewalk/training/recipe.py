@@ -90,8 +90,13 @@ class Recipe(Course):
     encodings: tuple[str, ...] = ("rope", "pope")
 
     def identity(self) -> dict[str, Any]:
-        """What must be the same for a run to go on: not how the work is cut up, what it is called or compared with."""
-        return {name: value for name, value in super().identity().items() if name not in ("size", "encodings")}
+        """What must be the same for a run to go on: not how the work is cut up, what it is called or compared with.
+
+        What dropout drops hangs on how a step's sequences are cut up, so there that is a part of it.
+        """
+        found = {name: value for name, value in super().identity().items() if name not in ("size", "encodings")}
+        drops = self.model.dropout > 0 or self.model.attention_dropout > 0
+        return found | ({"accumulation": self.accumulation} if drops and self.accumulation > 1 else {})
 
 
 def recipe_names(folder: Path | None = None) -> tuple[str, ...]:

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import torch
 from accelerate import PartialState
 from transformers import TrainingArguments
 
@@ -17,6 +18,9 @@ from ropewalk.training.course import Course
 from ropewalk.training.data import Clock
 from ropewalk.training.folder import RunFolder
 from ropewalk.training.trainer import Curve, SequenceTrainer, Watch, arguments, started_processes
+
+# Between the seeds of two processes, so that no run's second process draws what another run's first does.
+_OTHER_PROCESS = 1_000_003
 
 
 class Run:
@@ -98,6 +102,8 @@ def _trained(
 ) -> dict[str, Any]:
     """From the first step, or from a checkpoint, to the result in the folder."""
     trainer = run.build(args, watch)
+    if args.process_index:  # the Trainer seeds all processes alike, and dropout would drop the same in each
+        torch.manual_seed(run.seed + _OTHER_PROCESS * args.process_index)
     with run.folder.alone() if args.process_index == 0 else contextlib.nullcontext():
         return _to_the_end(run, trainer, checkpoint, watch)
 

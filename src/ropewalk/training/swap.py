@@ -100,6 +100,10 @@ def _ruled(model: nn.Module, name: str, length: int, factor: float | None) -> En
     if length <= original and factor is None and name not in ("resonance", "cope"):
         remedy = f"the model was trained on {original} tokens: {name} would change nothing; give more, or a factor"
         raise ArgumentError("length", length, remedy)
+    present = handle_of(model)
+    if present is not None and not _rotates(present.encoding):
+        remedy = f"the model has no rotation that {name} could stretch, it has {type(present.encoding).__name__}"
+        raise ArgumentError("encoding", name, f"{remedy}; choose own, or an encoding")
     own, is_stretched = rotation_to_stretch(model, original)
     rule = rule_for(name, original, max(length, original), factor)
 
@@ -107,6 +111,12 @@ def _ruled(model: nn.Module, name: str, length: int, factor: float | None) -> En
         return dataclasses.replace(rope, rule=rule) if isinstance(rope, RoPE) and is_stretched(layer) else rope
 
     return own.map(changed) if isinstance(own, PerLayer) else dataclasses.replace(own, rule=rule)
+
+
+def _rotates(encoding: Encoding | None) -> bool:
+    """Whether an installed encoding is RoPE everywhere; None, a module of the user's own, isn't known to be."""
+    each = [one for _, one in encoding.layers] if isinstance(encoding, PerLayer) else [encoding]
+    return all(isinstance(one, RoPE) for one in each)
 
 
 def _fitted(model: nn.Module, layer: RotaryLayer, name: str, length: int) -> Encoding:

@@ -86,7 +86,6 @@ class RayEngine:
         }
         # By identity, as comparing texts takes long; each is held, so that no other can get its id.
         self._tasks: dict[int, tuple[Any, Any]] = {}
-        self._mine: set[str] = set()
         self._lock = threading.Lock()
         self._alive: dict[int, Any] = {}
         self._starting: dict[int, tuple[Any, Any]] = {}
@@ -94,13 +93,9 @@ class RayEngine:
 
     def run(self, units: Sequence[Unit]) -> None:
         """Measure what isn't in the folder yet; on return every cell of every unit is."""
-        waiting = list(units)
+        waiting = [unit for unit in units if self._missing(unit)]
         while waiting:
-            self._mine = set(self._cells.claim(dict.fromkeys(key for unit in waiting for key in self._missing(unit))))
-            try:
-                self._spread([unit for unit in waiting if self._mine.intersection(self._missing(unit))])
-            finally:
-                self._cells.release(self._mine)
+            self._spread(waiting)
             waiting = [unit for unit in waiting if self._missing(unit)]
             if waiting:  # for another process, or for its claims
                 time.sleep(POLL)
@@ -163,8 +158,9 @@ class RayEngine:
 
     def _measure(self, worker: Any, unit: Unit) -> None:
         with self._lock:
-            missing = [key for key in self._missing(unit) if key in self._mine]
-            if not missing:
+            # One unit at a time, as what a lock costs grows with how many a process holds.
+            mine = self._cells.claim(self._missing(unit))
+            if not mine:
                 return
             self._on_start(unit)
             # A task holds its whole text: it goes to each machine once.
@@ -172,12 +168,16 @@ class RayEngine:
                 self._tasks[id(unit.task)] = unit.task, self._ray.put(unit.task)
             task = self._tasks[id(unit.task)][1]
         sent = dataclasses.replace(unit, task=None, contents={})  # type: ignore[arg-type]
-        numbers = [unit.keys.index(key) for key in missing]
-        for ready in worker.measure.options(num_returns="streaming").remote(task, sent, numbers):
-            measured = self._ray.get(ready)
+        numbers = [unit.keys.index(key) for key in mine]
+        try:
+            for ready in worker.measure.options(num_returns="streaming").remote(task, sent, numbers):
+                measured = self._ray.get(ready)
+                with self._lock:
+                    if unit.keys[measured.number] not in self._cells.cells:
+                        self._on_done(unit, measured.number, unit.put(self._cells, measured))
+        finally:
             with self._lock:
-                if unit.keys[measured.number] not in self._cells.cells:
-                    self._on_done(unit, measured.number, unit.put(self._cells, measured))
+                self._cells.release(mine)
 
     def _missing(self, unit: Unit) -> list[str]:
         return [key for key in unit.keys if key not in self._cells.cells]
