@@ -7,12 +7,14 @@ from typing import Any
 import pytest
 import torch
 from tests.hf import families
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from ropewalk.encodings.model_rotation import model_config, rotary_layers
 from ropewalk.encodings.per_layer import PerLayer
 from ropewalk.encodings.rope import RoPE
 from ropewalk.errors import UnsupportedModelError
 from ropewalk.frequencies import Given, Llama3, YaRN
+from ropewalk.hf import installed
 
 BASES = {"llama": 10000.0, "seed_oss": 10000.0, "smollm3": 2e6, "cohere": 5e5, "glm": 10000.0, "mixtral": 1e6}
 
@@ -94,3 +96,22 @@ def test_a_second_rotary_module_is_refused_by_name():
     model.model.extra = type(model.model.rotary_emb)(model.config)
     with pytest.raises(UnsupportedModelError, match=r"LlamaAttention .*LlamaRotaryEmbedding, LlamaRotaryEmbedding"):
         RoPE.from_model(model)
+
+
+@pytest.mark.parametrize("kind", ["dynamic", "longrope"])
+def test_what_a_model_read_last_doesnt_change_what_is_read_off_it(kind: str) -> None:
+    """These kinds move their frequencies with the length of what they read."""
+    parameters: dict[str, Any] = {"rope_type": kind, "rope_theta": 1e4}
+    if kind == "longrope":
+        parameters |= {"short_factor": [1.0] * 4, "long_factor": [4.0] * 4, "original_max_position_embeddings": 16}
+    else:
+        parameters |= {"factor": 2.0}
+    sizes = {"hidden_size": 32, "intermediate_size": 32, "num_attention_heads": 4, "vocab_size": 64}
+    config: Any = LlamaConfig(num_hidden_layers=2, max_position_embeddings=32, rope_parameters=parameters, **sizes)
+    model = LlamaForCausalLM(config).eval()
+    before = RoPE.from_model(model)
+    with torch.no_grad():
+        model(torch.arange(50)[None])
+    assert RoPE.from_model(model) == before
+    with installed(model, before):
+        pass

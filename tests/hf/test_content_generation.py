@@ -9,9 +9,11 @@ import pytest
 import torch
 from tests.hf import contents, families
 from tests.hf.contents import CLOSE
-from transformers import DynamicCache, StaticCache
+from transformers import AttentionInterface, DynamicCache, StaticCache
+from transformers.masking_utils import AttentionMaskInterface, flash_attention_mask
 
 from ropewalk.encodings.dope import DoPE
+from ropewalk.encodings.nope import NoPE
 from ropewalk.encodings.pope import PoPE
 from ropewalk.encodings.rope import RoPE
 from ropewalk.frequencies import NTK, Linear, YaRN
@@ -43,6 +45,12 @@ def test_a_cache_of_any_kind_changes_no_token(model):
     assert torch.equal(generate(model, x), bare)
     assert torch.equal(generate(model, x, cache_implementation="static", disable_compile=True), bare)
     assert bare.shape == (2, 19)
+
+
+def test_a_prompt_in_chunks_into_a_static_cache_changes_no_token(model):
+    x = families.tokens(2, 11)
+    chunked = {"cache_implementation": "static", "prefill_chunk_size": 4, "disable_compile": True}
+    assert torch.equal(generate(model, x, **chunked), generate(model, x, use_cache=False))
 
 
 def test_beam_search_equals_beam_search_without_a_cache(model):
@@ -183,3 +191,39 @@ def test_flex_attention_agrees_with_eager():
             model.set_attn_implementation(implementation)
             found.append(model(x).logits)
     torch.testing.assert_close(*found, **CLOSE)
+
+
+def test_positions_that_are_nowhere_go_through_a_padded_batch():
+    model, x = contents.ready("llama"), families.tokens(1, 11)
+    rows = torch.cat([torch.cat([torch.zeros(1, 5, dtype=torch.long), x[:, :6]], 1), x])
+    mask = (torch.arange(11) >= torch.tensor([[5], [0]])).long()
+    with installed(model, NoPE(), cache="content"):
+        both = generate(model, rows, attention_mask=mask)
+        assert torch.equal(both[0, 11:], generate(model, x[:, :6])[0, 6:])
+        assert torch.equal(both[1:], generate(model, x))
+
+
+def bottom_right(
+    layer: torch.nn.Module, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: Any, scaling: float, **_: Any
+) -> tuple[torch.Tensor, None]:
+    """As flash attention has it: without a mask the queries are the last of the keys."""
+    assert mask is None
+    queries, keys, group = q.shape[2], k.shape[2], q.shape[1] // k.shape[1]
+    scores = q @ k.repeat_interleave(group, 1).mT * scaling
+    hidden = torch.arange(keys)[None] > torch.arange(queries)[:, None] + keys - queries
+    out = scores.masked_fill(hidden, -torch.inf).softmax(-1) @ v.repeat_interleave(group, 1)
+    return out.transpose(1, 2).contiguous(), None
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("is_dope", [False, True])
+def test_a_later_chunk_without_a_mask_sees_all_keys_before_it(is_dope: bool) -> None:
+    AttentionInterface.register("bottom_right", bottom_right)
+    AttentionMaskInterface.register("bottom_right", flash_attention_mask)
+    model, x = contents.ready("llama"), families.tokens(1, 14)
+    model.set_attn_implementation("bottom_right")
+    rope = RoPE(8, rule=NTK(2.0))
+    encoding = DoPE(rope, HeadSelection([(0, 0), (2, 2)]), original_length=16) if is_dope else rope
+    with installed(model, encoding, cache="content"):
+        parts = contents.fed(model, x, (6, 13), past_key_values=DynamicCache(config=model.config))
+        torch.testing.assert_close(parts, model(x).logits, **CLOSE)

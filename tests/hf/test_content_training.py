@@ -15,6 +15,7 @@ from tests.hf.contents import CLOSE, learned
 from transformers import Trainer, TrainingArguments
 
 import ropewalk
+from ropewalk.encodings.absolute import Learned
 from ropewalk.encodings.base import Encoding
 from ropewalk.encodings.dope import DoPE
 from ropewalk.encodings.kerple import KERPLE
@@ -62,6 +63,30 @@ def test_what_it_learns_is_part_of_each_attention_layer(model, kind):
         optimizer.step()
         assert not torch.equal(model(x).logits, start)
     assert set(model.state_dict()) == before
+
+
+@pytest.mark.parametrize("kind", LEARNING)
+def test_layers_that_never_rotate_learn_nothing(kind, tmp_path):
+    """A module there would never be asked, and its parameters would get no gradient."""
+    model, x = families.build("smollm3"), families.tokens(2, 12)
+    install(model, contents.encoding(model, kind))
+    contents.learn(model)
+    assert {name.split(".")[2] for name in learned(model)} == {"0", "2"}
+    found = gradients(model, x)  # of every parameter
+    assert found.keys() > learned(model).keys()
+    model.save_pretrained(tmp_path)
+    loaded = ropewalk.load(tmp_path)
+    assert loaded.state_dict().keys() == model.state_dict().keys()
+    assert torch.equal(loaded(x).logits, model(x).logits)
+    handle_of(model).remove()
+    assert not learned(model)
+
+
+def test_a_table_for_the_tokens_is_held_where_the_first_layer_never_rotates():
+    model, x = families.build("smollm3", no_rope_layers=[0, 1, 1]), families.tokens(2, 12)
+    with installed(model, Learned(32, 64)):
+        assert list(learned(model)) == ["model.layers.0.self_attn.position_encoding.table"]
+        assert all(gradient.abs().max() > 0 for name, gradient in gradients(model, x).items() if "table" in name)
 
 
 @torch.no_grad()

@@ -8,8 +8,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ropewalk.encodings.base import RotaryModule, Tables
+from ropewalk.encodings.nope import NoPE
 from ropewalk.encodings.pope import PoPE
 from ropewalk.encodings.rope import RoPE
+from ropewalk.encodings.xpos import XPos
+from ropewalk.errors import ArgumentError
 from ropewalk.frequencies import YaRN
 from ropewalk.hf.key_tables import MOST_ROOM, KeyTables
 
@@ -44,6 +47,23 @@ def test_any_positions_one_after_the_other(data):
         dtype = data.draw(st.sampled_from([torch.float32, torch.bfloat16]))
         for _ in range(2):  # the second layer's answer is the first one's
             same(module, tables.of(module, positions, dtype), positions, dtype)
+
+
+def test_an_encoding_without_tables_has_none_for_any_positions():
+    tables, module = KeyTables(), NoPE().module()
+    for positions in (torch.arange(5)[None], torch.tensor([[0, 0, 1], [0, 1, 2]]), torch.arange(3000)[None]):
+        same(module, tables.of(module, positions, torch.float32), positions, torch.float32)
+
+
+@pytest.mark.parametrize("encoding", [XPos(16), XPos(16, scale_base=4)])
+def test_all_positions_that_an_encoding_reaches_are_served(encoding):
+    """Room is made beyond the keys that are there, but not past the encoding's last position."""
+    tables, module = KeyTables(), encoding.module()
+    for count in (10, int(encoding.last_position * 0.6), int(encoding.last_position) + 1):
+        positions = torch.arange(count)[None]
+        same(module, tables.of(module, positions, torch.float32), positions, torch.float32)
+    with pytest.raises(ArgumentError, match="positions"):
+        tables.of(module, torch.arange(int(encoding.last_position) + 2)[None], torch.float32)
 
 
 def test_a_growing_generation_makes_new_phases_seldom(monkeypatch):

@@ -98,3 +98,13 @@ def test_installing_after_peft(model):
     changed = whole(input_ids=x).logits.detach()
     handle.remove()
     assert not torch.allclose(whole(input_ids=x).logits, changed, **CLOSE)
+
+
+def test_installed_after_peft_merged_and_saved(model, tmp_path):
+    """What is saved then is the model inside: it says which encoding it has, though the wrapper got it."""
+    whole, x = adapted(model), families.tokens(1, 12)
+    install(whole, contents.encoding(whole, "pope"))
+    contents.learn(whole)
+    expected = whole(input_ids=x).logits.detach()
+    whole.merge_and_unload().save_pretrained(tmp_path)
+    torch.testing.assert_close(ropewalk.load(tmp_path)(x).logits, expected, **CLOSE)

@@ -119,11 +119,14 @@ def _rotary_module(model: nn.Module, attention_path: str, kind: str) -> nn.Modul
 def _read_rope(model: nn.Module, attention: nn.Module, rotary: nn.Module, index: int) -> RoPE:
     config = model_config(model)
     kind = _layer_type(attention, config, index, rotary)
-    frequencies = getattr(rotary, f"{kind}_inv_freq" if kind else "inv_freq").detach()
-    frequencies = frequencies if frequencies.is_meta else frequencies.cpu()
-    scale = float(getattr(rotary, f"{kind}_attention_scaling" if kind else "attention_scaling", 1.0))
+    of = f"{kind}_" if kind else ""
     parameters = getattr(config, "rope_parameters", None) or {}
     parameters = dict((parameters.get(kind) if kind else parameters) or {})
+    # Kinds whose frequencies move with the length that was read last keep those that they began with beside.
+    moves = parameters.get("rope_type") in ("dynamic", "longrope") and hasattr(rotary, f"{of}original_inv_freq")
+    frequencies = getattr(rotary, f"{of}original_inv_freq" if moves else f"{of}inv_freq").detach()
+    frequencies = frequencies if frequencies.is_meta else frequencies.cpu()
+    scale = float(getattr(rotary, f"{of}attention_scaling", 1.0))
     base = float(parameters.get("rope_theta") or 10000.0)
     rotary_dim = 2 * frequencies.numel()
     head_dim = getattr(attention, "head_dim", None) or getattr(config, "head_dim", None)

@@ -15,7 +15,9 @@ class PerLayer(Encoding):
     """One encoding a layer, for models whose layers rotate with different bases or widths.
 
     Args:
-        layers: pairs (layer index, encoding), one for each layer that has an encoding.
+        layers: pairs (layer index, encoding), one for each layer that has an encoding; indices are 0 or more.
+
+    Raises ArgumentError for anything else, and for a layer that is named twice.
     """
 
     kind: ClassVar[str] = "per_layer"
@@ -30,6 +32,12 @@ class PerLayer(Encoding):
             is_pair = isinstance(entry, tuple) and len(entry) == 2 and type(entry[0]) is int
             if not is_pair or not isinstance(entry[1], Encoding):
                 raise ArgumentError("layers", entry, "each entry must be a pair (layer index, encoding)")
+            if entry[0] < 0:
+                raise ArgumentError("layers", entry[0], "layers are counted from 0; give an index of 0 or more")
+        indices = [index for index, _ in self.layers]
+        for index in indices:
+            if indices.count(index) > 1:
+                raise ArgumentError("layers", index, "this layer is named twice; give it one encoding")
 
     def at(self, layer: int) -> Encoding:
         """The layer's own encoding; a layer without one is an error that names it."""

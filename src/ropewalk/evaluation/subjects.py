@@ -20,7 +20,7 @@ from ropewalk.evaluation.candidates import rotation_to_stretch
 from ropewalk.files import one_line_errors
 from ropewalk.hf.content import is_own
 from ropewalk.hf.fingerprint import describe
-from ropewalk.hf.handle import CONFIG, OPTIONS, handle_of
+from ropewalk.hf.handle import handle_of
 from ropewalk.hf.loading import load, load_model
 from ropewalk.tasks.characters import tokenizer_of
 from ropewalk.tasks.language import CHARACTERS, Language
@@ -174,7 +174,8 @@ def _load(source: str, trusted: bool) -> tuple[Any, Any, TrainedRun | None]:
         if run.task.tokenizer == CHARACTERS and len(tokenizer) != model.config.vocab_size:
             text = f"{run.task.text} has {len(tokenizer)} tokens now, the model {model.config.vocab_size}"
             raise ArgumentError("model", source, f"its training text isn't what it was ({text}); bring that text back")
-    if (getattr(model.config, CONFIG, None) or {}).get(OPTIONS, {}).get("when") == "long":
+    handle = handle_of(model)
+    if handle is not None and handle.options.get("when") == "long":
         remedy = "its encoding is for long inputs alone, so a text has no one figure; save it with when='always'"
         raise ArgumentError("model", source, remedy)
     return model, tokenizer, run

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from ropewalk.analysis.scores import ORDERS, find_score
 from ropewalk.analysis.statistics import INDICATORS
 from ropewalk.encodings.dope import READINGS, SCOPES, SIDES
 from ropewalk.errors import ArgumentError, unknown_name
+from ropewalk.evaluation.config_values import as_list, check_distinct, field_names, number, section, text, whole
 from ropewalk.files import one_line_errors
 from ropewalk.frequencies import rules
 from ropewalk.tasks.haystack import DEMO
@@ -114,37 +115,37 @@ def read_config(path: Path) -> SweepConfig:
 
 def build_config(content: Any) -> SweepConfig:
     """The config from a YAML file's content."""
-    data = _section(content, "config", _names(SweepConfig))
+    data = section(content, "config", field_names(SweepConfig))
     for name in ("models", "plans", "tasks", "lengths"):
         if data.get(name) in (None, [], {}, ""):
             raise ArgumentError(name, data.get(name), "is missing; a sweep needs models, plans, tasks and lengths")
-    plans = [plan for i, entry in enumerate(_list(data["plans"], "plans")) for plan in _plans(entry, f"plans[{i}]")]
-    tasks = tuple(_task(entry, f"tasks[{i}]") for i, entry in enumerate(_list(data["tasks"], "tasks")))
-    _check_distinct("tasks", [task.label for task in tasks], "give one of them another `label`")
+    plans = [plan for i, entry in enumerate(as_list(data["plans"], "plans")) for plan in _plans(entry, f"plans[{i}]")]
+    tasks = tuple(_task(entry, f"tasks[{i}]") for i, entry in enumerate(as_list(data["tasks"], "tasks")))
+    check_distinct("tasks", [task.label for task in tasks], "give one of them another `label`")
     given = {name: data[name] for name in ("prompts", "calibration", "original_length") if name in data}
     config = SweepConfig(
-        models=tuple(_model(entry, f"models[{i}]") for i, entry in enumerate(_list(data["models"], "models"))),
+        models=tuple(_model(entry, f"models[{i}]") for i, entry in enumerate(as_list(data["models"], "models"))),
         plans=tuple(plans),
         tasks=tasks,
-        lengths=tuple(_whole(n, f"lengths[{i}]") for i, n in enumerate(_list(data["lengths"], "lengths"))),
-        seeds=tuple(_whole(n, f"seeds[{i}]", 0) for i, n in enumerate(_list(data.get("seeds", [0]), "seeds"))),
+        lengths=tuple(whole(n, f"lengths[{i}]") for i, n in enumerate(as_list(data["lengths"], "lengths"))),
+        seeds=tuple(whole(n, f"seeds[{i}]", 0) for i, n in enumerate(as_list(data.get("seeds", [0]), "seeds"))),
         search=_search(data.get("search") or {}),
         **given,
     )
-    _whole(config.prompts, "prompts")
-    _text(config.calibration, "calibration")
+    whole(config.prompts, "prompts")
+    text(config.calibration, "calibration")
     if config.original_length is not None:
-        _whole(config.original_length, "original_length")
-    _check_distinct("models", [model.name for model in config.models], "give each model once")
-    _check_distinct("lengths", config.lengths, "give each length once")
-    _check_distinct("seeds", config.seeds, "give each seed once")
+        whole(config.original_length, "original_length")
+    check_distinct("models", [model.name for model in config.models], "give each model once")
+    check_distinct("lengths", config.lengths, "give each length once")
+    check_distinct("seeds", config.seeds, "give each seed once")
     return config
 
 
 def _model(entry: Any, where: str) -> ModelEntry:
-    data = {"name": entry} if isinstance(entry, str) else _section(entry, where, _names(ModelEntry))
+    data = {"name": entry} if isinstance(entry, str) else section(entry, where, field_names(ModelEntry))
     for name, value in data.items():
-        _text(value, f"{where}.{name}")
+        text(value, f"{where}.{name}")
     if not data.get("name"):
         raise ArgumentError(f"{where}.name", data.get("name"), "give a model's name, folder or .gguf file")
     return ModelEntry(**data)
@@ -154,29 +155,29 @@ def _plans(entry: Any, where: str) -> list[PlanEntry]:
     """The plans of an entry: more than one where it has lists of factors, heads and so on."""
     if isinstance(entry, str):
         return [PlanEntry(rule=_rule(entry, where, "{rule: ...}", "{dope: ...}", "{plan: ...}"))]
-    data = _section(entry, where, ("rule", "factor", "dope", "plan", "name"))
+    data = section(entry, where, ("rule", "factor", "dope", "plan", "name"))
     if "plan" in data:
-        _section(entry, where, ("plan", "name"))
-        return [PlanEntry(saved=_text(data["plan"], f"{where}.plan"), name=data.get("name"))]
+        section(entry, where, ("plan", "name"))
+        return [PlanEntry(saved=text(data["plan"], f"{where}.plan"), name=data.get("name"))]
     if "rule" not in data and "dope" not in data:
         raise ArgumentError(where, entry, f"give {PLAIN}, a rule's name, or one of the keys rule, dope and plan")
-    chosen = [_rule(name, f"{where}.rule") for name in _list(data.get("rule"), f"{where}.rule")]
+    chosen = [_rule(name, f"{where}.rule") for name in as_list(data.get("rule"), f"{where}.rule")]
     factors = [
-        None if f is None else _number(f, f"{where}.factor") for f in _list(data.get("factor"), f"{where}.factor")
+        None if f is None else number(f, f"{where}.factor") for f in as_list(data.get("factor"), f"{where}.factor")
     ]
     dopes = _dopes(data["dope"], f"{where}.dope") if "dope" in data else [None]
     found = [PlanEntry(rule, factor, dope) for rule, factor, dope in itertools.product(chosen, factors, dopes)]
     if data.get("name") is not None:
         if len(found) > 1:
             raise ArgumentError(f"{where}.name", data["name"], f"stands for {len(found)} plans; leave it out")
-        found = [dataclasses.replace(found[0], name=_text(data["name"], f"{where}.name"))]
+        found = [dataclasses.replace(found[0], name=text(data["name"], f"{where}.name"))]
     return found
 
 
 def _dopes(content: Any, where: str) -> list[DoPEEntry | None]:
     """DoPE entries, one for each choice from the lists in it."""
-    data = _section(content, where, _names(DoPEEntry))
-    choices = [[(name, value) for value in _list(held, f"{where}.{name}")] for name, held in data.items()]
+    data = section(content, where, field_names(DoPEEntry))
+    choices = [[(name, value) for value in as_list(held, f"{where}.{name}")] for name, held in data.items()]
     return [dope_entry(dict(choice), where) for choice in itertools.product(*choices)]
 
 
@@ -184,7 +185,7 @@ def dope_entry(data: Mapping[str, Any], where: str = "dope") -> DoPEEntry:
     """One DoPE entry, its values checked."""
     for name in ("mode", "reading", "score", "indicator", "order", "scope", "apply_to"):
         if data.get(name) is not None:
-            _text(data[name], f"{where}.{name}")
+            text(data[name], f"{where}.{name}")
     entry = DoPEEntry(**data)
     known = {"mode": READINGS, "indicator": INDICATORS, "scope": SCOPES, "apply_to": SIDES}
     for name, names in known.items():
@@ -198,13 +199,13 @@ def dope_entry(data: Mapping[str, Any], where: str = "dope") -> DoPEEntry:
         entry = dataclasses.replace(entry, r=32)
     find_score(entry.score).check_r(entry.score, entry.r)
     for name in ("heads", "seed", *(["r"] if entry.r is not None else [])):
-        _whole(getattr(entry, name), f"{where}.{name}", 0 if name == "seed" else 1)
-    _number(entry.sigma, f"{where}.sigma")
+        whole(getattr(entry, name), f"{where}.{name}", 0 if name == "seed" else 1)
+    number(entry.sigma, f"{where}.sigma")
     return entry
 
 
 def _task(entry: Any, where: str) -> TaskEntry:
-    data = {"task": entry} if isinstance(entry, str) else dict(_section(entry, where, None))
+    data = {"task": entry} if isinstance(entry, str) else dict(section(entry, where, None))
     name = data.pop("task", None)
     known = {kind: tuple(held.options) for kind, held in reading_tasks().items()} | {WINDOWS: ("text",)}
     if not isinstance(name, str) or name not in known:
@@ -215,20 +216,20 @@ def _task(entry: Any, where: str) -> TaskEntry:
             raise unknown_name(f"{where}.{option}", option, [*known[name], "label"])
     variant = data.get("setting")
     if label is not None:
-        _text(label, f"{where}.label")
+        text(label, f"{where}.label")
     return TaskEntry(name, data, label or (f"{name} ({variant})" if isinstance(variant, str) else name))
 
 
 def _search(content: Any) -> SearchEntry:
-    data = _section(content, "search", _names(SearchEntry))
-    space = _section(data.get("space") or {}, "search.space", (*_names(DoPEEntry), "rule", "factor"))
+    data = section(content, "search", field_names(SearchEntry))
+    space = section(data.get("space") or {}, "search.space", (*field_names(DoPEEntry), "rule", "factor"))
     choices: dict[str, tuple[Any, ...]] = {}
     for name, held in space.items():
-        choices[name] = tuple(_choice(name, value) for value in _list(held, f"search.space.{name}"))
+        choices[name] = tuple(_choice(name, value) for value in as_list(held, f"search.space.{name}"))
     entry = SearchEntry(**{**data, "space": choices})
-    _whole(entry.prompts, "search.prompts")
-    _whole(entry.trials, "search.trials", 0)
-    _whole(entry.seed, "search.seed", 0)
+    whole(entry.prompts, "search.prompts")
+    whole(entry.trials, "search.trials", 0)
+    whole(entry.seed, "search.seed", 0)
     if entry.prompts > REPORT_FIRST:
         raise ArgumentError("search.prompts", entry.prompts, f"must be at most {REPORT_FIRST}: later ones are reported")
     return entry
@@ -240,15 +241,15 @@ def _choice(name: str, value: Any) -> Any:
     if name == "rule":
         return _rule(value, where)
     if name == "factor":
-        return _number(value, where)
+        return number(value, where)
     if name == "r":
-        return _whole(value, where)
+        return whole(value, where)
     if name == "reading":
         known = [reading for readings in READINGS.values() for reading in readings]
         if value not in known:
             raise unknown_name(where, value, known)
         return value
-    needed = {"r": 1} if name == "score" and needs_r(_text(value, where)) else {}
+    needed = {"r": 1} if name == "score" and needs_r(text(value, where)) else {}
     dope_entry({name: value} | needed, "search.space")
     return value
 
@@ -267,48 +268,3 @@ def _rule(name: Any, where: str, *others: str) -> str | None:
     if plain not in by_name:
         raise unknown_name(where, name, [PLAIN, *by_name, *others])
     return str(name)
-
-
-def _section(content: Any, where: str, known: Sequence[str] | None) -> Mapping[str, Any]:
-    """A section of `key: value` whose keys are all known."""
-    if not isinstance(content, Mapping):
-        raise ArgumentError(where, content, "must be a section of `key: value`")
-    for key in content:
-        if not isinstance(key, str) or (known is not None and key not in known):
-            raise unknown_name(where, key, known or ())
-    return content
-
-
-def _names(kind: type) -> tuple[str, ...]:
-    return tuple(f.name for f in dataclasses.fields(kind))
-
-
-def _list(value: Any, where: str) -> list[Any]:
-    """A list as it is, if anything is in it; anything else as a list of one."""
-    if value == []:
-        raise ArgumentError(where, value, "is empty; give at least one")
-    return value if isinstance(value, list) else [value]
-
-
-def _whole(value: Any, where: str, least: int = 1) -> int:
-    if type(value) is not int or value < least:
-        raise ArgumentError(where, value, f"must be a whole number, {least} or more")
-    return value
-
-
-def _number(value: Any, where: str) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < float("inf"):
-        raise ArgumentError(where, value, "must be a number above 0")
-    return float(value)
-
-
-def _text(value: Any, where: str) -> str:
-    if not isinstance(value, str) or not value:
-        raise ArgumentError(where, value, "must be a text")
-    return value
-
-
-def _check_distinct(name: str, values: Sequence[Any], remedy: str) -> None:
-    for number, value in enumerate(values):
-        if value in values[:number]:
-            raise ArgumentError(name, value, f"is there twice; {remedy}")

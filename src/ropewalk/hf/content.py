@@ -128,8 +128,9 @@ class ContentAttention(AttentionRegistry):
                 return attention(layer, query, key, value, attention_mask, *args, **kwargs)
             module = layer_module(layer, self._module)
             check_implementation(module, name)
-            if attention_mask is None and 1 < query.shape[2] < key.shape[2]:
-                # No mask means that query n sees keys 0 to n: the rest is free room of a preallocated cache.
+            if name == SDPA and attention_mask is None and 1 < query.shape[2] < key.shape[2]:
+                # Here no mask means that query n sees keys 0 to n: the rest is free room of a preallocated cache. Flash
+                # attention means by it that the queries are the last of the keys.
                 key, value = key[:, :, : query.shape[2]], value[:, :, : query.shape[2]]
             q, of_queries = without_positions(query, self._handed)
             k, of_keys = without_positions(key, self._handed)

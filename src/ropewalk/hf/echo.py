@@ -17,12 +17,13 @@ from ropewalk.hf.step import StepTables
 
 @dataclasses.dataclass(frozen=True)
 class LayerShape:
-    """What a layer hands its rotation, and how many key heads it hands its attention."""
+    """What a layer hands its rotation, how many key heads it hands its attention, and which unusual options."""
 
     num_heads: int
     num_kv_heads: int
     channels: int
     attended_kv_heads: int | None = None
+    options: tuple[str, ...] = ()
 
     @property
     def is_regrouped(self) -> bool:
@@ -55,7 +56,7 @@ class WatchingEncoder(LayerEncoder):
 
 
 class WatchingAttention(AttentionRegistry):
-    """Attends as the model does and notes how many key heads attention gets."""
+    """Attends as the model does and notes how many key heads attention gets, and whether scores are capped or sunk."""
 
     def __init__(self, registry: Any, index: int, seen: dict[int, LayerShape]):
         super().__init__(registry)
@@ -66,8 +67,9 @@ class WatchingAttention(AttentionRegistry):
             layer: nn.Module, query: Tensor, key: Tensor, *args: Any, **kwargs: Any
         ) -> tuple[Tensor, Tensor | None]:
             if self._index in self._seen:
-                shape = dataclasses.replace(self._seen[self._index], attended_kv_heads=key.shape[1])
-                self._seen[self._index] = shape
+                options = tuple(name for name in ("softcap", "s_aux") if kwargs.get(name) is not None)
+                shape = self._seen[self._index]
+                self._seen[self._index] = dataclasses.replace(shape, attended_kv_heads=key.shape[1], options=options)
             return attention(layer, query, key, *args, **kwargs)
 
         return attend

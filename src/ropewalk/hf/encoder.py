@@ -8,8 +8,24 @@ import torch
 from torch import Tensor
 
 from ropewalk.encodings.base import EncodingModule, RotaryModule, Tables
+from ropewalk.encodings.model_rotation import APPLY, RotaryLayer, layer_forward
 from ropewalk.errors import UnsupportedModelError
+from ropewalk.functions import innermost_globals
 from ropewalk.hf.step import StepTables
+
+
+class PlainRotation(RotaryModule):
+    """A layer's own `apply_rotary_pos_emb`, for steps to which the plan doesn't apply; their tables are the model's."""
+
+    def __init__(self, layer: RotaryLayer):
+        super().__init__()
+        self._apply_rotary = innermost_globals(layer_forward(layer.module), APPLY)[APPLY]
+
+    def encode(
+        self, q: Tensor, k: Tensor, positions: tuple[Tensor, Tensor], tables: tuple[Tables, Tables]
+    ) -> tuple[Tensor, Tensor]:
+        rotated: tuple[Tensor, Tensor] = self._apply_rotary(q, k, *tables[0])
+        return rotated
 
 
 class LayerEncoder:
@@ -32,9 +48,11 @@ class LayerEncoder:
         """The signature of transformers' function, with (positions, step) where it has (cos, sin)."""
         if not isinstance(step, StepTables):
             raise UnsupportedModelError("this attention got (cos, sin) from elsewhere than its model's rotary module")
-        module = self.module if step.is_active else self.plain
         positions = positions.to(q.device)
-        tables = _tables(module, q, positions, step)
+        if step.own is None:
+            module, tables = self.module, _tables(self.module, q, positions, step)
+        else:
+            module, tables = self.plain, (step.own[0].to(q.device), step.own[1].to(q.device))
         pair = positions, positions
         if unsqueeze_dim == 2:  # heads after tokens, as a few architectures keep them
             q2, k2 = module.encode(q.transpose(1, 2), k.transpose(1, 2), pair, (tables, tables))

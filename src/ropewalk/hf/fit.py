@@ -4,14 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
+import torch
 from torch import nn
 
-from ropewalk.encodings.base import BiasModule, Encoding, EncodingModule, RotaryModule
+from ropewalk.encodings.absolute import LearnedModule, SinusoidalModule
+from ropewalk.encodings.base import BiasModule, Encoding, EncodingModule, RotaryModule, ScoreModule
+from ropewalk.encodings.dape import DAPEModule
+from ropewalk.encodings.dape_v2 import DAPEv2Module
 from ropewalk.encodings.dope import READINGS, WHOLE_VECTOR, DoPE, DoPEModule
-from ropewalk.encodings.model_rotation import RotaryLayer
+from ropewalk.encodings.model_rotation import RotaryLayer, model_config
 from ropewalk.encodings.per_layer import PerLayer
 from ropewalk.encodings.pope import PoPEModule
 from ropewalk.encodings.rope import RoPE, RoPEModule
+from ropewalk.encodings.rope_plus_plus import RoPEPlusPlusModule
+from ropewalk.encodings.xpos import XPosModule
 from ropewalk.errors import ArgumentError, UnsupportedModelError
 from ropewalk.hf.content import check_implementation
 from ropewalk.hf.echo import LayerShape
@@ -30,9 +36,10 @@ def fitting_shapes(
     In `carried` layers content reaches attention with its positions.
 
     Raises:
-        UnsupportedModelError: the seam can't serve the model, or can't give its heads keys of their own.
-        ArgumentError: a selected layer or head isn't there, the encoding has another head size or width, or the
-            model's attention implementation can't serve it.
+        UnsupportedModelError: the seam can't serve the model, or can't give its heads keys of their own; or its
+            attention caps scores or has sinks, which an encoding with scores of its own can't have.
+        ArgumentError: a named layer or head isn't there, the encoding has another head size, number of heads or width,
+            or the model's attention implementation or dtype can't serve it.
     """
     observed = observe(model, layers)
     shapes = {layer.index: _declared(layer) for layer in layers} if observed is None else observed
@@ -40,11 +47,15 @@ def fitting_shapes(
         if layer.index in carried:
             name = getattr(getattr(layer.module, "config", None), "_attn_implementation", None)
             check_implementation(made[layer.index], name)
-    _check_selected_layers(encoding, {layer.index for layer in layers}, set(shapes))
+    known = {layer.index for layer in layers}
+    _check_named_layers(encoding, known)
+    _check_selected_layers(encoding, known, set(shapes))
+    _check_width(model, made)
     for layer in layers:
         if layer.index in shapes:
             _check_size(layer, made[layer.index], shapes[layer.index])
             _check_heads(layer, made[layer.index], shapes[layer.index])
+            _check_scores(layer, made[layer.index], shapes[layer.index])
     own = {
         index: module
         for index, shape in shapes.items()
@@ -56,6 +67,17 @@ def fitting_shapes(
         if carried:
             check_carried(model, layers, shapes)
     return shapes
+
+
+def _check_named_layers(encoding: Encoding, known: set[int]) -> None:
+    """Refuse a PerLayer, be it inside another encoding, with a layer that the model doesn't have."""
+    for index, entry in encoding.layers if isinstance(encoding, PerLayer) else ():
+        if index not in known:
+            raise ArgumentError("layers", index, f"the model's rotary layers are {_spans(known)}")
+        _check_named_layers(entry, known)
+    for name in encoding.nested:
+        if isinstance(inner := getattr(encoding, name), Encoding):
+            _check_named_layers(inner, known)
 
 
 def _check_selected_layers(encoding: Encoding, known: set[int], rotating: set[int]) -> None:
@@ -71,18 +93,27 @@ def _check_selected_layers(encoding: Encoding, known: set[int], rotating: set[in
                 raise ArgumentError("heads", (layer, head), remedy)
 
 
+def _check_width(model: nn.Module, made: Mapping[int, EncodingModule]) -> None:
+    """Refuse vectors that can't be added to the token vectors, for their width."""
+    channels = getattr(model_config(model), "hidden_size", None)
+    for module in made.values():
+        if isinstance(module, (SinusoidalModule, LearnedModule)) and channels not in (None, module.encoding.width):
+            raise ArgumentError("width", module.encoding.width, f"the model's token vectors have {channels} channels")
+
+
 def _check_size(layer: RotaryLayer, module: EncodingModule, shape: LayerShape) -> None:
     if isinstance(module, PoPEModule):
         _check_polar(layer, module, shape)
-    if isinstance(module, BiasModule) and module.num_heads != shape.num_heads:
-        raise ArgumentError("num_heads", module.num_heads, f"layer {layer.index} has {shape.num_heads} query heads")
+    if isinstance(module, XPosModule):
+        _check_decaying(layer, module, shape)
+    heads = _heads_of(module)
+    if heads is not None and heads != shape.num_heads:
+        raise ArgumentError("num_heads", heads, f"layer {layer.index} has {shape.num_heads} query heads")
     rope = _rope_of(module)
     if rope is None:
         return
     if rope.head_dim != layer.rope.head_dim:
-        raise ArgumentError(
-            "head_dim", rope.head_dim, f"layer {layer.index} has heads of {layer.rope.head_dim} channels"
-        )
+        raise _other_head_size(layer, rope.head_dim)
     if rope.width > shape.channels:
         raise ArgumentError(
             "rotary_dim", rope.width, f"layer {layer.index} hands over {shape.channels} channels a head"
@@ -92,15 +123,31 @@ def _check_size(layer: RotaryLayer, module: EncodingModule, shape: LayerShape) -
 def _check_polar(layer: RotaryLayer, module: PoPEModule, shape: LayerShape) -> None:
     pope = module.encoding
     if pope.head_dim != layer.rope.head_dim:
-        raise ArgumentError(
-            "head_dim", pope.head_dim, f"layer {layer.index} has heads of {layer.rope.head_dim} channels"
-        )
+        raise _other_head_size(layer, pope.head_dim)
     attended = shape.num_kv_heads if shape.attended_kv_heads is None else shape.attended_kv_heads
     if pope.num_kv_heads != attended:
         raise ArgumentError("num_kv_heads", pope.num_kv_heads, f"layer {layer.index} has {attended} key heads")
 
 
+def _check_decaying(layer: RotaryLayer, module: XPosModule, shape: LayerShape) -> None:
+    size = module.head_dim
+    # xPos turns all its channels: those of the head, or where the model turns a part, perhaps that part.
+    if size not in (layer.rope.head_dim, layer.rope.width):
+        raise _other_head_size(layer, size)
+    if size > shape.channels:
+        raise ArgumentError("head_dim", size, f"layer {layer.index} hands over {shape.channels} channels a head")
+    if next((p.dtype for p in layer.module.parameters()), None) == torch.float16:
+        remedy = "too narrow for xPos's scales; use torch.bfloat16 or torch.float32"
+        raise ArgumentError("dtype", torch.float16, remedy)
+
+
+def _other_head_size(layer: RotaryLayer, head_dim: int) -> ArgumentError:
+    return ArgumentError("head_dim", head_dim, f"layer {layer.index} has heads of {layer.rope.head_dim} channels")
+
+
 def _check_heads(layer: RotaryLayer, module: EncodingModule, shape: LayerShape) -> None:
+    if isinstance(module, RoPEPlusPlusModule):
+        module.encoding.imaginary_heads(shape.num_heads, shape.num_kv_heads)  # refuses heads that aren't there
     if not isinstance(module, DoPEModule):
         return
     kind, dope = type(layer.module).__name__, module.dope
@@ -120,13 +167,26 @@ def _check_heads(layer: RotaryLayer, module: EncodingModule, shape: LayerShape) 
         )
 
 
+def _check_scores(layer: RotaryLayer, module: EncodingModule, shape: LayerShape) -> None:
+    """Refuse scores of the encoding's own where the model changes scores: no attention implementation does both."""
+    if isinstance(module, ScoreModule) and shape.options:
+        names = " and ".join(shape.options)
+        raise UnsupportedModelError(f"{type(layer.module).__name__} uses {names}, not served with scores of its own")
+
+
+def _heads_of(module: EncodingModule) -> int | None:
+    """For how many query heads an encoding is made; None where it is for any number."""
+    if isinstance(module, BiasModule):
+        return module.num_heads
+    return module.encoding.num_heads if isinstance(module, (DAPEModule, DAPEv2Module)) else None
+
+
 def _rope_of(module: EncodingModule) -> RoPE | None:
+    """The RoPE that a module turns by: its own, or that of the RoPE module inside (RoPE++, remaps)."""
     if isinstance(module, DoPEModule):
         return module.config
-    if isinstance(module, RoPEModule):
-        return module.encoding
-    rope = getattr(module, "rope", None)
-    return rope if isinstance(rope, RoPE) else None
+    inner = module if isinstance(module, RoPEModule) else getattr(module, "rope", None)
+    return inner.encoding if isinstance(inner, RoPEModule) else None
 
 
 def _declared(layer: RotaryLayer) -> LayerShape:

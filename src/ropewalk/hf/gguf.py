@@ -132,7 +132,9 @@ def _keep(model: Any, tokenizer: Any, copy: Path) -> None:
             return
         sums = {file.name: _sha256(file) for file in sorted(part.iterdir())}
         (part / MANIFEST).write_text(json.dumps(sums, indent=2) + "\n", encoding="utf-8")
-        if copy.exists():  # damaged, or another process was quicker
+        if copy.exists():
+            if _is_whole(copy):  # another process was quicker, and others may be reading it
+                return
             shutil.rmtree(copy)
         part.rename(copy)
     except (OSError, SafetensorError):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import functools
 import types
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -20,7 +22,10 @@ from ropewalk.hf.when import Switch
 
 _HOOKED = "_old_forward"  # where accelerate's hooks keep the forward that they wrap
 _HANDLE = "_ropewalk_handle"
-CONFIG = "position_encoding"  # the entry of a model's config that says which encoding it has
+# By what this tells of the config's sizes, `generate` makes a static cache before a prefill in chunks. Without it the
+# cache is made by the first keys that come, of which an encoding may hand over more, or wider ones.
+_STATIC_SHAPE = "_get_static_cache_init_shape"
+CONFIG = "position_encoding"  # the entry of a saved model's config that says which encoding it has
 OPTIONS = "installed"  # inside that entry: how it was installed
 
 # For a layer: the global names of its forward that mean something else, and what.
@@ -30,17 +35,18 @@ Names = Callable[[RotaryLayer], Mapping[str, Any]]
 class Handle:
     """An installed encoding; `remove()` puts back the very function objects that were there.
 
-    A deep copy of the model carries a copy of the handle: `handle_of(copy).remove()` frees the copy alone.
+    `options` are the arguments of `install` that weren't at their defaults. A deep copy of the model carries a copy of
+    the handle: `handle_of(copy).remove()` frees the copy alone.
     """
 
     def __init__(self, model: nn.Module, encoding: Encoding | None, switch: Switch):
         self.encoding = encoding
+        self.options: dict[str, Any] = {}
         self._model = model
         self._switch = switch
         self._changes: list[_Change] = []
         self._hooks: list[Any] = []
         self._holders: list[nn.Module] = []
-        self._config: Any = None
 
     def remove(self) -> None:
         """Undo the installation; a second call does nothing."""
@@ -51,9 +57,6 @@ class Handle:
         for layer in self._holders:
             delattr(layer, SUBMODULE)
         self._changes, self._hooks, self._holders = [], [], []
-        if self._config is not None and CONFIG in self._config.__dict__:
-            delattr(self._config, CONFIG)
-        self._config = None
         self._switch.disconnect()
         if self._model.__dict__.get(_HANDLE) is self:
             del self._model.__dict__[_HANDLE]
@@ -74,14 +77,21 @@ class Handle:
         self._hooks.append(hook)
 
     def tell_config(self, options: Mapping[str, Any]) -> None:
-        """Let the model's config say which encoding it has, so that a saved model can be loaded with it.
+        """Let the config that `save_pretrained` writes say which encoding the model has, so that `load` installs it.
 
-        `options` are the arguments of `install` that aren't at their defaults.
+        `options` are the arguments of `install` that aren't at their defaults. Each model inside that holds changed
+        layers says so too: PEFT and compilation wrap the one that is saved.
         """
-        self._config = getattr(self._model, "config", None)
-        if self._config is not None and self.encoding is not None:
-            entry = self.encoding.to_dict() | ({OPTIONS: dict(options)} if options else {})
-            setattr(self._config, CONFIG, entry)
+        from transformers import PreTrainedModel
+
+        if self.encoding is None:
+            return
+        self.options = dict(options)
+        entry = self.encoding.to_dict() | ({OPTIONS: self.options} if options else {})
+        changed = {change.owner for change in self._changes}
+        for part in self._model.modules():
+            if isinstance(part, PreTrainedModel) and not changed.isdisjoint(part.modules()):
+                self.add(part, "save_pretrained", _Saving(part, entry))
 
     def __enter__(self) -> Handle:
         return self
@@ -133,6 +143,8 @@ def put(
         first = modules.get(layers[0].index)
         if isinstance(first, AbsoluteModule):
             handle.hook(add_to_tokens(model, layers[0].module, first))
+        if hasattr(model, _STATIC_SHAPE):
+            handle.add(model, _STATIC_SHAPE, _unknown_shape)
         switch.connect()
     except BaseException:
         handle.remove()
@@ -140,6 +152,10 @@ def put(
     if encoding is not None:
         model.__dict__[_HANDLE] = handle
     return handle
+
+
+def _unknown_shape() -> None:
+    return None
 
 
 def learning(
@@ -156,20 +172,44 @@ def learning(
     return found
 
 
+class _Saving:
+    """Stands for a model's `save_pretrained`: the config that is written has one entry more than the model's own.
+
+    The model's own doesn't have it, because models made from one config hold the very same object.
+    """
+
+    def __init__(self, model: nn.Module, entry: Mapping[str, Any]):
+        self._model, self._entry = model, entry
+        self._before = model.__dict__.get("save_pretrained")
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """`save_pretrained`, with the entry in a copy of the config that is the model's for as long."""
+        kind: Any = type(self._model)
+        save = self._before or functools.partial(kind.save_pretrained, self._model)
+        held = self._model.__dict__
+        own = held["config"]
+        held["config"] = copy.copy(own)
+        setattr(held["config"], CONFIG, self._entry)
+        try:
+            return save(*args, **kwargs)
+        finally:
+            held["config"] = own
+
+
 class _Change:
     """One attribute set on one module, and how it was before."""
 
     def __init__(self, owner: nn.Module, name: str, value: Any):
-        self._owner, self._name, self._value = owner, name, value
+        self.owner, self._name, self._value = owner, name, value
         self._had = name in owner.__dict__
         self._before = owner.__dict__.get(name)
         owner.__dict__[name] = value
 
     def undo(self) -> None:
-        held = self._owner.__dict__
+        held = self.owner.__dict__
         if self._name == "forward" and held.get(_HOOKED) is self._value:
             # A hook came since: it stays, over what was there before us.
-            own = types.MethodType(type(self._owner).forward, self._owner)
+            own = types.MethodType(type(self.owner).forward, self.owner)
             held[_HOOKED] = self._before if self._had else own
         elif self._name == _HOOKED and _HOOKED not in held:
             # The hook left since, and put our copy in its own place.

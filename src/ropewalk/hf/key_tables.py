@@ -43,11 +43,15 @@ class KeyTables:
     def _found(self, module: RotaryModule, positions: Tensor, dtype: torch.dtype) -> Tables:
         end = int(positions.max()) + 1 if positions.numel() else 0
         held = self._made.get(dtype)
-        if held is None or held[0].shape[0] < end:
+        if held is None or (held[0].dim() > 1 and held[0].shape[0] < end):
             if end > MOST_ROOM * positions.shape[-1] + 1024:
                 return module.tables(positions, dtype)
             room = 1 << max(end - 1, 255).bit_length()
+            last = getattr(getattr(module, "encoding", None), "last_position", None)
+            room = room if last is None else max(end, min(room, int(last) + 1))
             self._made[dtype] = held = module.tables(torch.arange(room), dtype)
+        if held[0].dim() < 2:  # NoPE has none
+            return held
         if positions.numel() and is_run(positions, positions) and bool((positions[:, 0] == positions[0, 0]).all()):
             return held[0][None, end - positions.shape[-1] : end], held[1][None, end - positions.shape[-1] : end]
         return held[0][positions], held[1][positions]

@@ -9,9 +9,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from ropewalk.encodings.base import Encoding, EncodingModule
+from ropewalk.encodings.base import AbsoluteModule, Encoding, EncodingModule
 from ropewalk.encodings.model_rotation import RotaryLayer, model_config, rotary_layers
 from ropewalk.errors import ArgumentError
+from ropewalk.hf.encoder import PlainRotation
 from ropewalk.hf.fit import fitting_shapes
 from ropewalk.hf.handle import Handle, has_encoding, put
 from ropewalk.hf.parts import Parts, carrying
@@ -31,7 +32,7 @@ def install(
     and attention; the model's rotary module hands on positions instead of (cos, sin). Nothing global is
     patched: two models of one class can live side by side, one with and one without. A deep copy of the
     model has the encoding too, and a handle of its own (`handle_of`); `save_pretrained` writes what it would
-    without, and in its config which encoding it had.
+    without, and in its config which encoding it had: install in the model that you save, not in a part of it.
 
     An encoding that learns (PoPE's delta, a bias) becomes a submodule of each attention layer, `position_encoding`:
     the state dict, optimizers and `save_pretrained` see it, and `ropewalk.load` brings it back, installed as it was.
@@ -57,12 +58,14 @@ def install(
     layers = rotary_layers(model)
     if when == "long" and original_length is None:
         original_length = getattr(model_config(model), "max_position_embeddings", None)
-    switch = Switch(model, when, original_length)
+    switch = Switch(model, when, original_length, layers)
     made = _modules(encoding, layers)
     carried = carrying(encoding, made, cache)
     shapes = fitting_shapes(model, layers, encoding, made, carried)
-    parts = Parts(made, {layer.index: layer.rope.module() for layer in layers}, shapes, carried)
-    handle = put(model, layers, parts.of, switch, encoding, made)
+    parts = Parts(made, {layer.index: PlainRotation(layer) for layer in layers}, shapes, carried)
+    # A layer that never rotates never asks its module, so what that could learn would get no gradient.
+    used = {i: module for i, module in made.items() if i in shapes or isinstance(module, AbsoluteModule)}
+    handle = put(model, layers, parts.of, switch, encoding, used)
     options: dict[str, Any] = {} if when == "always" else {"when": when, "original_length": original_length}
     handle.tell_config(options if cache is None else {**options, "cache": cache})
     return handle
@@ -90,7 +93,7 @@ def _modules(encoding: Encoding, layers: tuple[RotaryLayer, ...]) -> dict[int, E
     modules: dict[int, EncodingModule] = {}
     for layer in layers:
         config = encoding.at(layer.index)
-        device = next((p.device for p in layer.module.parameters()), None)
+        device = _place(layer.module)
         module = shared.get((config, device))
         if module is None:
             built = config.module()
@@ -99,7 +102,19 @@ def _modules(encoding: Encoding, layers: tuple[RotaryLayer, ...]) -> dict[int, E
             module = built
             if next(module.parameters(), None) is None:
                 shared[config, device] = module
-            else:
+            elif device is not None:
                 module.to(device)
         modules[layer.index] = module
     return modules
+
+
+def _place(layer: nn.Module) -> torch.device | None:
+    """The device on which a layer computes; None where nothing says so, as for weights on the meta device."""
+    places: list[torch.device] = []
+    for module in layer.modules():
+        # accelerate's hooks bring offloaded weights there for a pass; until then those are on the meta device.
+        hook = getattr(module, "_hf_hook", None)
+        wanted = [getattr(one, "execution_device", None) for one in getattr(hook, "hooks", (hook,))]
+        places += [torch.device(device) for device in wanted if device is not None]
+    places += [parameter.device for parameter in layer.parameters()]
+    return next((place for place in places if place.type != "meta"), None)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 from typing import Any, NamedTuple
 
 import torch
@@ -13,11 +13,19 @@ from ropewalk.hf.when import Switch
 
 
 class StepTables:
-    """The (cos, sin) tables of one forward pass, made once for all layers that share a schedule."""
+    """The (cos, sin) tables of one forward pass, made once for all layers that share a schedule.
 
-    def __init__(self, is_active: bool):
-        self.is_active = is_active
+    `own`: in a pass to which the plan doesn't apply, those that the model's rotary module gives.
+    """
+
+    def __init__(self, own: Tables | None = None):
+        self.own = own
         self._made: dict[Hashable, Tables] = {}
+
+    @property
+    def is_active(self) -> bool:
+        """Whether the plan applies to the pass."""
+        return self.own is None
 
     def get(self, key: Hashable, module: RotaryModule, positions: Tensor, dtype: torch.dtype) -> Tables:
         """The tables under `key`, made by `module` the first time."""
@@ -38,7 +46,13 @@ class PositionGiver:
 
     def __init__(self, switch: Switch):
         self._switch = switch
+        # The rotary module's own forward, where not every pass is the plan's: it alone knows what it does at which
+        # length (LongRoPE, dynamic NTK).
+        self.own: Callable[..., Tables] | None = None
 
-    def __call__(self, x: Tensor, position_ids: Tensor, *_: Any, **__: Any) -> Step:
+    def __call__(self, x: Tensor, position_ids: Tensor, *args: Any, **kwargs: Any) -> Step:
         """In place of (cos, sin) of `position_ids`."""
-        return Step(position_ids, StepTables(self._switch.is_active))
+        if self._switch.is_active:
+            return Step(position_ids, StepTables())
+        assert self.own is not None
+        return Step(position_ids, StepTables(self.own(x, position_ids, *args, **kwargs)))

@@ -2,27 +2,56 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 from torch import Tensor, nn
 
+from ropewalk.encodings.model_rotation import RotaryLayer
 from ropewalk.errors import ArgumentError, unknown_name
 
 WHEN = ("always", "long")
 _MARK = "_ropewalk_is_active"
 
 
+class _Here(threading.local):
+    """What the asking thread is doing: two threads may run one model at once.
+
+    generation: the answer of the `generate` call that is running, None outside of one.
+    is_active: the answer of the pass that is running.
+    """
+
+    generation: bool | None = None
+    is_active: bool = True
+
+    def __reduce__(self) -> tuple[type[_Here], tuple[()]]:
+        return _Here, ()  # a model's deep copy has run nothing yet
+
+
 class Switch:
     """Tells each forward pass whether the plan applies to it.
 
     `always`: it does. `long`: it does when the whole generation, prompt and new tokens, is longer than
-    `original_length`. `model.generate` knows that length beforehand. A bare forward pass counts its own
-    tokens and those in its cache; the answer is kept on the cache, so all later passes with that cache
-    follow it.
+    `original_length`. `model.generate` knows that length beforehand; a `generate` inside another, as when a model
+    drafts for itself, follows the outer one. A bare forward pass counts its own tokens and those in its cache. The
+    answer is kept on the cache, so all later passes with that cache follow it.
+
+    Args:
+        model: what the encoding is installed in.
+        when: `always` or `long`.
+        original_length: for `long`, in tokens.
+        layers: for `long`, the model's rotary layers, before anything has been put into them.
     """
 
-    def __init__(self, model: nn.Module, when: str = "always", original_length: int | None = None):
+    def __init__(
+        self,
+        model: nn.Module,
+        when: str = "always",
+        original_length: int | None = None,
+        layers: tuple[RotaryLayer, ...] = (),
+    ):
         if when not in WHEN:
             raise unknown_name("when", when, WHEN)
         if when == "long" and (
@@ -30,22 +59,30 @@ class Switch:
         ):
             raise ArgumentError("original_length", original_length, "give the training length in tokens, 1 or more")
         self._model, self._when, self._original_length = model, when, original_length or 0
-        self._generation: bool | None = None
+        self._path = layers[0].path if layers else ""
+        self._rotations = [(layer.rotary, layer.rotary.forward) for layer in layers]
         self._hooks: list[Any] = []
-        self.is_active = True
+        self._here = _Here()
+
+    @property
+    def is_active(self) -> bool:
+        """Whether the plan applies to the pass that this thread is running."""
+        return self._when == "always" or self._here.is_active
 
     def connect(self) -> None:
-        """Start listening to the model's calls; needed for `long` only."""
+        """Start listening to the model's calls; needed for `long` only, and once the rotary modules hand on steps."""
         if self._when == "always":
             return
-        # The decoder inside the model, so that a call of that part alone is heard too.
-        decoder = getattr(self._model, "base_model", self._model)
+        for rotary, own in self._rotations:
+            giver: Any = rotary.forward
+            giver.own = own
+        decoder = _decoder(self._model, self._path)
         self._hooks = [
             decoder.register_forward_pre_hook(self._before, with_kwargs=True),
             decoder.register_forward_hook(self._after, with_kwargs=True),
         ]
-        if hasattr(self._model, "generate"):
-            self._hooks.append(_Generate(self, self._model))
+        if (generator := _generator(self._model, decoder)) is not None:
+            self._hooks.append(_Generate(self, generator))
 
     def disconnect(self) -> None:
         """Stop listening; the model's own `generate` is back."""
@@ -53,24 +90,28 @@ class Switch:
             hook.remove()
         self._hooks = []
 
-    def start_generation(self, model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
-        """Decide for all passes of one `generate` call, unless its cache holds keys and so has decided."""
-        kept = _kept_answer(kwargs.get("past_key_values"))
-        self._generation = _generation_length(model, args, kwargs) > self._original_length if kept is None else kept
-
-    def end_generation(self) -> None:
-        """Passes decide for themselves again."""
-        self._generation = None
+    @contextmanager
+    def generation(self, model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Iterator[None]:
+        """Decide for all passes of one `generate` call in this thread, unless its cache, not empty, has decided."""
+        outer = self._here.generation
+        answer = _answer(kwargs.get("past_key_values"), outer)
+        if answer is None:
+            answer = _generation_length(model, args, kwargs) > self._original_length
+        self._here.generation = answer
+        try:
+            yield
+        finally:
+            self._here.generation = outer
 
     def _before(self, decoder: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
         cache = kwargs.get("past_key_values")
-        answer = _kept_answer(cache) if self._generation is None else self._generation
+        answer = _answer(cache, self._here.generation)
         if answer is None:
             given = kwargs.get("input_ids", args[0] if args else None)
             given = kwargs.get("inputs_embeds") if given is None else given
             past = int(cache.get_seq_length()) if cache is not None else 0
             answer = past + (given.shape[1] if isinstance(given, Tensor) else 0) > self._original_length
-        self.is_active = answer
+        self._here.is_active = answer
         if cache is not None:
             setattr(cache, _MARK, answer)
 
@@ -78,15 +119,16 @@ class Switch:
         parts = output if isinstance(output, tuple) else (getattr(output, "past_key_values", None),)
         for part in parts:
             if hasattr(part, "get_seq_length"):
-                setattr(part, _MARK, self.is_active)
+                setattr(part, _MARK, self._here.is_active)
 
 
 class _Generate:
     """Stands for a model's `generate`: tells the switch how long each generation can get."""
 
-    def __init__(self, switch: Switch, model: nn.Module):
+    def __init__(self, switch: Switch, model: Any):
         self._switch, self._model = switch, model
         self._before = model.__dict__.get("generate")
+        self._own = model.generate
         model.__dict__["generate"] = self
 
     def remove(self) -> None:
@@ -97,14 +139,34 @@ class _Generate:
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """`generate` with one base from the first token to the last."""
-        model: Any = self._model
-        self._switch.start_generation(model, args, kwargs)
-        try:
-            if self._before is not None:
-                return self._before(*args, **kwargs)
-            return type(model).generate(model, *args, **kwargs)
-        finally:
-            self._switch.end_generation()
+        with self._switch.generation(self._model, args, kwargs):
+            return self._own(*args, **kwargs)
+
+
+def _decoder(model: nn.Module, path: str) -> nn.Module:
+    """The module that holds the list of blocks with the layer at `path`: every pass calls it, whatever is around it."""
+    module = model
+    for name in path.split("."):
+        inner = getattr(module, name)
+        if isinstance(inner, nn.ModuleList):
+            return module
+        module = inner
+    return model
+
+
+def _generator(model: nn.Module, decoder: nn.Module) -> nn.Module | None:
+    """The innermost module around the decoder with a `generate`: those of PEFT and torch.compile call that one."""
+    around = [part for part in model.modules() if any(inner is decoder for inner in part.modules())]
+    return next((part for part in reversed(around) if hasattr(type(part), "generate")), None)
+
+
+def _answer(cache: Any, generation: bool | None) -> bool | None:
+    """What holds for a pass with this cache: the cache's own answer before the running generation's."""
+    # Where both say the same the cache isn't asked for its length: a static one would wait for its device.
+    if generation is not None and getattr(cache, _MARK, generation) == generation:
+        return generation
+    kept = _kept_answer(cache)
+    return generation if kept is None else kept
 
 
 def _kept_answer(cache: Any) -> bool | None:
@@ -115,8 +177,8 @@ def _kept_answer(cache: Any) -> bool | None:
 
 def _generation_length(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> int:
     """Tokens at the end of a `generate` call that doesn't stop early."""
-    prompt = next((kwargs[n] for n in ("input_ids", "inputs", "inputs_embeds") if kwargs.get(n) is not None), None)
-    prompt = args[0] if prompt is None and args else prompt
+    by_name = {n: kwargs[n] for n in ("input_ids", "inputs", "inputs_embeds") if kwargs.get(n) is not None}
+    prompt = next(iter(by_name.values()), args[0] if args else None)
     length = prompt.shape[1] if isinstance(prompt, Tensor) else 1
     given: Any = kwargs.get("generation_config") or (args[1] if len(args) > 1 else None)
     default: Any = model.generation_config
@@ -129,4 +191,8 @@ def _generation_length(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[
         return length + int(new)
     if (most := setting("max_length")) is not None:
         return max(int(most), length)
-    return length + 20  # what transformers generates when nothing is set
+    # What transformers does when nothing is set: 20 tokens more, where the model has positions. Vectors don't count.
+    counted = 0 if list(by_name) == ["inputs_embeds"] else length
+    positions = getattr(model.config, "max_position_embeddings", None)
+    end = counted + 20 if positions is None else min(counted + 20, int(positions))
+    return max(length, length - counted + end)
