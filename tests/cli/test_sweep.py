@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 from pathlib import Path
@@ -12,9 +13,13 @@ import yaml
 from tests.evaluation.sweeps import CONFIG, DOPE, filled, needles_folder
 
 from ropewalk.cli.app import OK, USER_ERROR, main
+from ropewalk.encodings.rope import RoPE
 from ropewalk.evaluation.cells import CELLS, FORMAT, Cells
 from ropewalk.evaluation.compare import summarise
 from ropewalk.evaluation.shared import SharedReading
+from ropewalk.frequencies import NTK
+from ropewalk.hf.loading import load_model
+from ropewalk.hf.plan import Plan
 
 
 @pytest.fixture(scope="module")
@@ -57,6 +62,18 @@ def test_a_sweep_ends_in_tables_and_a_page_and_is_never_measured_twice(
     assert main(["sweep", file, "--out", out]) == OK
     assert not read and (tmp_path / "out" / "report.html").read_bytes() == page
     assert len(list((tmp_path / "out" / CELLS).iterdir())) == 1
+
+
+def test_a_rule_that_a_saved_plan_has_already_is_still_what_plans_are_compared_with(
+    folder: Path, tmp_path: Path
+) -> None:
+    model, _ = load_model(str(folder))
+    Plan.of(model, dataclasses.replace(RoPE.from_model(model), rule=NTK(2.0)), 512).save_pretrained(tmp_path / "plan")
+    ours = {"plan": str(tmp_path / "plan"), "name": "ours"}
+    file = config(folder, tmp_path, plans=["plain", ours, {"rule": "ntk", "factor": 2.0}], prompts=1)
+    assert main(["sweep", file, "--out", str(tmp_path / "out")]) == OK
+    found = json.loads((tmp_path / "out" / "summary.json").read_text())
+    assert found["picks"][0]["rule"] == "ours" and found["comparisons"][0]["baselines"] == ["plain", "ours"]
 
 
 def test_a_damaged_line_is_named_and_measured_again(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,6 +16,7 @@ from ropewalk.evaluation.grid import Engine, Job, Unit, check_prompts, job_of
 from ropewalk.evaluation.plans import Target, build_plan, distinct
 from ropewalk.evaluation.search import Pick, best_of, search_plan
 from ropewalk.evaluation.sweep_config import PLAIN, ModelEntry, SweepConfig
+from ropewalk.hf import installed
 from ropewalk.hf.fingerprint import describe
 from ropewalk.hf.loading import load_model
 from ropewalk.tasks.haystack import Text, draw_window, read_text
@@ -95,6 +97,7 @@ def _run_length(config: SweepConfig, job: Job, target: Target, engine: Engine, w
     built = [(entry, build_plan(entry, target)) for entry in config.plans]
     rules = distinct([plan for entry, plan in built if entry.rule and entry.dope is None])
     candidates = distinct([plan for _, plan in built])
+    _check_installs(target.model, candidates)
 
     def measure(plans: Sequence[Candidate], indices: Sequence[int]) -> None:
         units = job.units(plans, indices)
@@ -106,6 +109,7 @@ def _run_length(config: SweepConfig, job: Job, target: Target, engine: Engine, w
     if config.search.trials:
         pick = search_plan(config, target, job, measure, pick)
         candidates = distinct([*candidates, *pick.plans])
+    pick = _called(pick, rules, candidates)
     outcome.picks.append(pick)
     measure(candidates, report_indices(config))
     names = {plan.name for plan in candidates}
@@ -120,6 +124,21 @@ def _run_length(config: SweepConfig, job: Job, target: Target, engine: Engine, w
         about = task.to_dict().get("text")
         if isinstance(about, dict):
             outcome.texts[about["name"]] = about["fingerprint"]
+
+
+def _check_installs(model: Any, candidates: Sequence[Candidate]) -> None:
+    """Refuse what a model can't have before anything is measured."""
+    for candidate in candidates:
+        with installed(model, candidate.encoding):
+            pass
+
+
+def _called(pick: Pick, rules: Sequence[Candidate], candidates: Sequence[Candidate]) -> Pick:
+    """The pick, its rule by its name among the candidates: a saved plan of the same encoding has a name of its own."""
+    rule = next((rule for rule in rules if rule.name == pick.rule), None)
+    if rule is None:
+        return pick
+    return dataclasses.replace(pick, rule=next(c.name for c in candidates if c.encoding == rule.encoding))
 
 
 def _calibrates(config: SweepConfig) -> bool:

@@ -14,6 +14,9 @@ if TYPE_CHECKING:
 
 # One colour a candidate, told apart by colour-blind readers too (Okabe and Ito's palette).
 COLOURS = ("#999999", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00")
+# And a mark and a dash each, for those who see it in grey.
+MARKS = ("o", "s", "^", "D", "v", "P")
+DASHES = ("-", "--", "-.", ":")
 DEPTH = "needle depth (0 = start of the haystack)"
 
 
@@ -34,14 +37,16 @@ def draw_by_depth(answers: dict[str, list[Answer]], title: str, path: Path) -> N
         # Lines get thinner, so that one that lies on another doesn't hide it.
         style: dict[str, Any] = {
             "color": COLOURS[number % len(COLOURS)],
+            "marker": MARKS[number % len(MARKS)],
+            "linestyle": DASHES[number % len(DASHES)],
             "linewidth": max(1.2, 3.6 - 1.0 * number),
             "markersize": max(3.5, 7.0 - 1.5 * number),
         }
         means = by_depth(found)
         depths, exact, nll = list(means), [m[0] for m in means.values()], [m[1] for m in means.values()]
         label = f"{name} (n={len(found)})"
-        left.plot(depths, exact, "o-", label=label, **style)
-        right.plot(depths, nll, "o-", label=label, **style)
+        left.plot(depths, exact, label=label, **style)
+        right.plot(depths, nll, label=label, **style)
     finish(left, DEPTH, "share of right answers")
     left.set_ylim(-0.03, 1.03)
     finish(right, DEPTH, "answer NLL, nats a token")
