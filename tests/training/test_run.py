@@ -16,6 +16,7 @@ from transformers import TrainerCallback
 
 import ropewalk
 from ropewalk.errors import ArgumentError
+from ropewalk.hf.content import is_own
 from ropewalk.training import resumable, run
 from ropewalk.training.data import Collator
 from ropewalk.training.figures import figures_of, measure
@@ -219,6 +220,38 @@ def test_batches_in_parts_give_the_same_run(tmp_path: Path) -> None:
     trained(tmp_path / "parts", "rope", recipe(accumulation=2))
     for one, other in zip(curve(tmp_path / "whole", "rope"), curve(tmp_path / "parts", "rope"), strict=True):
         assert one == pytest.approx(other, abs=1e-4)
+
+
+def test_what_an_encoding_learns_may_have_a_rate_of_its_own(tmp_path: Path) -> None:
+    class Rates(TrainerCallback):
+        def __init__(self) -> None:
+            self.ratios: list[float] = []
+
+        def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            named = {id(p): name for name, p in kwargs["model"].named_parameters()}
+            rates: dict[bool, set[float]] = {True: set(), False: set()}
+            for group in kwargs["optimizer"].param_groups:
+                for parameter in group["params"]:
+                    rates[is_own(named.pop(id(parameter)))].add(group["lr"])
+            assert not named, "each parameter is in one group"
+            (own,), (others,) = rates[True], rates[False]
+            self.ratios.append(own / others)
+
+    for rate in (1.0, 10.0):
+        rates = Rates()
+        trained(tmp_path / f"{rate}", r=recipe(own_rate=rate), callbacks=(rates,))
+        assert rates.ratios == pytest.approx([rate] * 10)
+    slow, fast = (curve(tmp_path / f"{rate}", "pope-uniform") for rate in (1.0, 10.0))
+    assert slow != fast
+    with pytest.raises(Killed):
+        trained(tmp_path / "killed", r=recipe(own_rate=10.0), callbacks=(Kill(7),))
+    trained(tmp_path / "killed", r=recipe(own_rate=10.0))
+    assert curve(tmp_path / "killed", "pope-uniform") == fast
+    # It is another run for what learns, and none for what doesn't.
+    with pytest.raises(ArgumentError, match="own_rate"):
+        trained(tmp_path / "killed", r=recipe(own_rate=2.0))
+    trained(tmp_path / "plain", "rope")
+    assert trained(tmp_path / "plain", "rope", recipe(own_rate=10.0)).steps == 10
 
 
 def test_layers_are_computed_again_when_memory_is_short(tmp_path: Path) -> None:

@@ -22,6 +22,8 @@ class Course:
         batch: sequences a step, over all processes.
         learning_rate: the peak.
         warmup: steps of the linear warm-up, an integer, or their fraction of all steps, a float under 1.
+        own_rate: the learning rate of an encoding's own parameters, as a multiple of the model's. PoPE's delta, an
+            angle, has to go further than weights do: AdamW moves it by the rate a step at the most.
         weight_decay: AdamW's, on matrices; norms and the encodings' own parameters have none.
         clip: the largest norm of the gradient.
         final: the learning rate at the end of the cosine, as a fraction of the peak.
@@ -40,6 +42,7 @@ class Course:
     batch: int
     learning_rate: float
     warmup: int | float = 0.02
+    own_rate: float = 1.0
     weight_decay: float = 0.01
     clip: float = 1.0
     final: float = 0.1
@@ -77,13 +80,15 @@ class Course:
 
     def identity(self) -> dict[str, Any]:
         """What must be the same for a run to go on: all but how the work is cut up."""
-        return {name: value for name, value in self.to_dict().items() if name not in _CUT}
+        left_out = (*_CUT, "own_rate") if self.own_rate == 1 else _CUT
+        return {name: value for name, value in self.to_dict().items() if name not in left_out}
 
     def described(self) -> str:
         """The schedule in a line, for a person."""
         precision = self.precision if self.precision == "float32" else f"{self.precision} where there is a GPU"
+        own = "" if self.own_rate == 1 else f" ({self.own_rate:g} times that for the encoding's own parameters)"
         return (
-            f"AdamW, learning rate {self.learning_rate:g} after {self.warmup_steps:,} steps of warm-up, cosine to "
+            f"AdamW, learning rate {self.learning_rate:g}{own} after {self.warmup_steps:,} steps of warm-up, cosine to "
             f"{self.final:g} of it, weight decay {self.weight_decay:g}, clipping at {self.clip:g}, {precision}"
         )
 

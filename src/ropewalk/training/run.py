@@ -71,8 +71,10 @@ def prepared(task: SequenceTask, course: Course) -> Data:
 
 
 def identity(recipe: Recipe, task: SequenceTask, chosen: Named, seed: int) -> dict[str, Any]:
-    """What makes a run this one and no other, JSON-ready."""
-    return {**chosen.to_dict(), "task": task.to_dict(), **data_facts(task), "recipe": recipe.identity(), "seed": seed}
+    """What makes a run this one and no other, JSON-ready; a rate for what an encoding learns counts where one does."""
+    learns = next(chosen.encoding.module().parameters(), None) is not None
+    course = recipe.identity() if learns else dataclasses.replace(recipe, own_rate=1.0).identity()
+    return {**chosen.to_dict(), "task": task.to_dict(), **data_facts(task), "recipe": course, "seed": seed}
 
 
 def data_facts(task: SequenceTask) -> dict[str, str]:

@@ -84,10 +84,29 @@ class SequenceTrainer(Trainer):  # type: ignore[misc, unused-ignore]
         """Matrices of the model; a phase or a position isn't simpler when it is nearer to 0."""
         return [name for name in super().get_decay_parameter_names(model) if not is_own(name)]
 
+    def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
+        """The Trainer's, with a group for what an encoding learns itself where that has a rate of its own."""
+        made = self.optimizer is None
+        optimizer: torch.optim.Optimizer = super().create_optimizer(model)
+        if made and self.course.own_rate != 1:
+            _set_apart(optimizer, self.model if model is None else model, self.course.own_rate)
+        return optimizer
+
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         super()._save(output_dir, state_dict)
         if self.args.should_save:  # a pickle of the arguments, which nothing reads
             (Path(output_dir or str(self.args.output_dir)) / "training_args.bin").unlink(missing_ok=True)
+
+
+def _set_apart(optimizer: torch.optim.Optimizer, model: Any, rate: float) -> None:
+    """Give the parameters of encodings a group of their own, at so many times the learning rate."""
+    own = [p for name, p in model.named_parameters() if is_own(name) and p.requires_grad]
+    apart = {id(p) for p in own}
+    for group in list(optimizer.param_groups):
+        moved = [p for p in group["params"] if id(p) in apart]
+        if moved:
+            group["params"] = [p for p in group["params"] if id(p) not in apart]
+            optimizer.add_param_group({**group, "params": moved, "lr": group["lr"] * rate})
 
 
 class Curve(TrainerCallback):  # type: ignore[misc, unused-ignore]
