@@ -14,7 +14,8 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from ropewalk.report.figures import COLOURS, DASHES, MARKS, finish
+from ropewalk.report.figures import finish
+from ropewalk.report.marks import line_style
 
 
 def main() -> None:
@@ -24,19 +25,9 @@ def main() -> None:
     axes: Any = figure.subplots()
     for number, path in enumerate(options.curves):
         points = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-        style: dict[str, Any] = {
-            "color": COLOURS[(number + 1) % len(COLOURS)],
-            "linestyle": DASHES[number % len(DASHES)],
-        }
-        axes.plot(*_series(points, "loss"), linewidth=1.0, alpha=0.7, **style)
-        axes.plot(
-            *_series(points, "metric"),
-            linewidth=1.8,
-            marker=MARKS[number % len(MARKS)],
-            markersize=5,
-            label=path.stem,
-            **style,
-        )
+        style = line_style(number)
+        axes.plot(*_series(points, "loss"), linewidth=1.0, alpha=0.7, **(style | {"marker": None}))
+        axes.plot(*_series(points, "metric"), linewidth=1.8, label=path.stem, **style)
     finish(axes, "steps", "nats a token: validation marked, training thin")
     axes.set_ylim(options.low, options.high)
     axes.legend(frameon=False, fontsize=8, handlelength=4)

@@ -11,8 +11,9 @@ from typing import Any
 
 from ropewalk.evaluation.score import Answer, paired_difference
 from ropewalk.evaluation.store import read_records
-from ropewalk.report.figures import COLOURS, draw_by_depth
+from ropewalk.report.figures import draw_by_depth
 from ropewalk.report.markdown import table_lines
+from ropewalk.report.marks import COLOURS
 from ropewalk.report.summary import nll, right, signed
 
 Answers = dict[str, list[Answer]]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from torch import nn
@@ -76,6 +76,12 @@ class Candidate:
 def plain_candidate(own: RoPE | PerLayer) -> Candidate:
     """The model's own rotation, with no rule for more length than it was trained on."""
     return Candidate("plain", own)
+
+
+def is_rope(encoding: Encoding | None) -> TypeGuard[RoPE | PerLayer]:
+    """Whether an encoding is RoPE in every layer that has one; None, a module of the user's own, isn't known to be."""
+    each = [one for _, one in encoding.layers] if isinstance(encoding, PerLayer) else [encoding]
+    return all(isinstance(one, RoPE) for one in each)
 
 
 def rotation_to_stretch(model: nn.Module, original_length: int) -> tuple[RoPE | PerLayer, Callable[[int], bool]]:

@@ -7,12 +7,11 @@ from __future__ import annotations
 
 import functools
 import math
-from statistics import NormalDist
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ropewalk.evaluation.score import Estimate, effective_size, wilson
+from ropewalk.evaluation.score import Estimate, clustered_share
 from ropewalk.evaluation.student import t_cdf, t_quantile
 
 Numbers = NDArray[np.float64]
@@ -30,17 +29,12 @@ def mean_of(means: Numbers, counts: Numbers) -> Estimate:
 
 
 def share_of(right: Numbers, counts: Numbers) -> Estimate:
-    """The share of right answers and its Wilson interval, at `effective_size`; of one cluster, from 0 to 1."""
+    """The share of right answers and its Wilson interval, as `clustered_share` has it; of one cluster, from 0 to 1."""
     total = float(counts.sum())
     p = float(right.sum()) / total
-    binomial = p * (1 - p) / total
-    k = len(counts)
-    if k == 1:
-        return Estimate(p, 0.0, 1.0, math.inf, int(total), k, False, CONFIDENCE)
-    deff = max(1.0, _error(right / counts, counts, p) ** 2 / binomial) if binomial > 0 else 1.0
-    size = effective_size(int(total), deff, k, CONFIDENCE)
-    low, high = wilson(p, size, NormalDist().inv_cdf((1 + CONFIDENCE) / 2))
-    return Estimate(p, low, high, math.sqrt(deff * binomial), int(total), k, True, CONFIDENCE)
+    if len(counts) == 1:
+        return Estimate(p, 0.0, 1.0, math.inf, int(total), 1, False, CONFIDENCE)
+    return clustered_share(p, int(total), _error(right / counts, counts, p), len(counts), CONFIDENCE)
 
 
 def difference_of(means: Numbers, baseline: Numbers, counts: Numbers) -> tuple[Estimate, float]:

@@ -56,14 +56,17 @@ class Block:
 
 def blocks(pairs: Sequence[Pair], passages: Sequence[Passage]) -> list[Block]:
     """Both cut into blocks, in their order, test set by test set: what comes before one doesn't change its blocks."""
-    sets: dict[str, list[tuple[int, Any]]] = {}
+    numbered = [("pairs", tuple(enumerate(held))) for held in by_test_set(pairs).values()]
+    kinds: list[tuple[str, tuple[tuple[int, Any], ...]]] = [*numbered, ("words", tuple(enumerate(passages)))]
+    return [Block(kind, held[first : first + BLOCK]) for kind, held in kinds for first in range(0, len(held), BLOCK)]
+
+
+def by_test_set(pairs: Sequence[Pair]) -> dict[str, list[Pair]]:
+    """The pairs by test set, both in their order."""
+    sets: dict[str, list[Pair]] = {}
     for pair in pairs:
-        held = sets.setdefault(pair.test_set, [])
-        held.append((len(held), pair))
-    kinds = [*(("pairs", held) for held in sets.values()), ("words", list(enumerate(passages)))]
-    return [
-        Block(kind, tuple(held[first : first + BLOCK])) for kind, held in kinds for first in range(0, len(held), BLOCK)
-    ]
+        sets.setdefault(pair.test_set, []).append(pair)
+    return sets
 
 
 def check(arms: Sequence[Arm], work: Sequence[Block]) -> dict[str, float]:

@@ -29,7 +29,7 @@ from ropewalk.tasks.haystack import (
     start_of,
     text_of,
 )
-from ropewalk.tasks.prompts import REPORT_FIRST, PromptTask
+from ropewalk.tasks.prompts import PromptTask, halved
 from ropewalk.tasks.reading import reading_task
 
 # A window's stretch of text, in windows: some texts have more tokens to the character than the estimate.
@@ -52,18 +52,18 @@ class Windows:
 
     def ids(self, tokenizer: Any, index: int) -> list[int]:
         """The tokens of window `index`; raises ArgumentError where half of the text has no room for it."""
-        characters, chooses = self.text.text, index < REPORT_FIRST
+        characters, (which, place) = self.text.text, halved(index)
         middle = len(characters) // 2
-        half = characters[:middle] if chooses else characters[middle:]
-        number = (index if chooses else index - REPORT_FIRST) * self.seeds + self.rank
+        half = (characters[:middle], characters[middle:])[which]
+        number = place * self.seeds + self.rank
         a_window = _STRETCH * self.length * characters_per_token(characters, tokenizer) + _SLACK_CHARACTERS
         room = max(1, int(len(half) / a_window))
         if number >= room:
-            asked = f"its {'first' if chooses else 'second'} half has room for {room} windows of {self.length:,} tokens"
+            asked = f"its {('first', 'second')[which]} half has room for {room} windows of {self.length:,} tokens"
             remedy = f"{asked}, number {number + 1} is asked for; give a longer text, or fewer prompts, seeds or tokens"
             raise ArgumentError("text", self.text.name, remedy)
-        place = sorted(range(room), key=lambda slot: random.Random(f"window/{slot}").random())[number]
-        stretch = half[place * len(half) // room : (place + 1) * len(half) // room]
+        slot = sorted(range(room), key=lambda slot: random.Random(f"window/{slot}").random())[number]
+        stretch = half[slot * len(half) // room : (slot + 1) * len(half) // room]
         start = start_of(tokenizer)
         return start + draw_window(text_of(stretch, self.text.name), tokenizer, self.length - len(start), 0.5)
 

@@ -132,12 +132,19 @@ def proportion_interval(successes: Sequence[bool], clusters: Sequence[Hashable],
     groups = _groups(values, clusters, confidence)
     n = len(values)
     p, clustered_error, _ = _mean_error(groups)
+    if len(groups) > 1:
+        return clustered_share(p, n, clustered_error, len(groups), confidence)
+    low, high = wilson(p, n, NormalDist().inv_cdf((1 + confidence) / 2))
+    return Estimate(p, low, high, math.sqrt(p * (1 - p) / n), n, 1, False, confidence)
+
+
+def clustered_share(p: float, n: int, error: float, clusters: int, confidence: float = 0.95) -> Estimate:
+    """A share p of n answers in 2 clusters or more, with its Wilson interval; error: p's standard error over them."""
     binomial = p * (1 - p) / n
-    is_clustered = len(groups) > 1
-    deff = max(1.0, clustered_error**2 / binomial) if is_clustered and binomial > 0 else 1.0
-    size = effective_size(n, deff, len(groups), confidence) if is_clustered else n
+    deff = max(1.0, error**2 / binomial) if binomial > 0 else 1.0
+    size = effective_size(n, deff, clusters, confidence)
     low, high = wilson(p, size, NormalDist().inv_cdf((1 + confidence) / 2))
-    return Estimate(p, low, high, math.sqrt(deff * binomial), n, len(groups), is_clustered, confidence)
+    return Estimate(p, low, high, math.sqrt(deff * binomial), n, clusters, True, confidence)
 
 
 def effective_size(n: int, deff: float, clusters: int, confidence: float = 0.95) -> float:

@@ -14,7 +14,7 @@ from ropewalk.evaluation.cells import Cells
 from ropewalk.evaluation.grid import Job
 from ropewalk.evaluation.plans import Target, build_plan
 from ropewalk.evaluation.sweep_config import PlanEntry, SweepConfig, dope_entry, needs_r
-from ropewalk.hf import installed
+from ropewalk.hf.seam import check_install
 
 Measure = Callable[[Sequence[Candidate], Sequence[int]], None]
 
@@ -91,8 +91,7 @@ def search_plan(config: SweepConfig, target: Target, job: Job, measure: Measure,
         proposed = _propose(trial, space)
         try:
             candidate = build_plan(proposed, target)
-            with installed(target.model, candidate.encoding):
-                pass
+            check_install(target.model, candidate.encoding)
         except RopewalkError as error:  # a reading or a scope that this model can't have
             refused = str(error)
             raise optuna.TrialPruned from error

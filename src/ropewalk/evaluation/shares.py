@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ropewalk.evaluation.downstream import Found, pair_id
+from ropewalk.evaluation.downstream import Found, by_test_set, pair_id
 from ropewalk.evaluation.score import (
     Answer,
     Estimate,
@@ -83,9 +83,7 @@ def groups(found: Sequence[Found], pairs: Sequence[Pair]) -> list[Group]:
         made.append(_group("all", PAIRS, {f.arm.name: f.pairs for f in found}))
     if found[0].passages:
         made.append(_group("all", WORDS, {f.arm.name: f.passages for f in found}))
-    sets: dict[str, list[Pair]] = {}
-    for pair in pairs:
-        sets.setdefault(pair.test_set, []).append(pair)
+    sets = by_test_set(pairs)
     phenomenon = {pair_id(name, n): pair.phenomenon for name, held in sets.items() for n, pair in enumerate(held)}
     for name in sorted({p for p in phenomenon.values() if p}):
         chosen = {f.arm.name: [a for a in f.pairs if phenomenon[a.prompt] == name] for f in found}

@@ -16,7 +16,7 @@ from ropewalk.encodings.per_layer import PerLayer
 from ropewalk.encodings.rope import RoPE
 from ropewalk.encodings.xpos import XPos
 from ropewalk.errors import ArgumentError, DamagedFileError, UnsupportedModelError
-from ropewalk.evaluation.candidates import rotation_to_stretch
+from ropewalk.evaluation.candidates import is_rope, rotation_to_stretch
 from ropewalk.files import one_line_errors
 from ropewalk.hf.content import is_own
 from ropewalk.hf.fingerprint import describe
@@ -225,9 +225,7 @@ def _rotation(
 ) -> tuple[RoPE | PerLayer | None, Callable[[int], bool]]:
     """The RoPE that a model turns by, and which of its layers a length rule is for."""
     if encoding is not None:
-        inner = [one for _, one in encoding.layers] if isinstance(encoding, PerLayer) else [encoding]
-        turns = isinstance(encoding, RoPE | PerLayer) and all(isinstance(one, RoPE) for one in inner)
-        return (encoding if turns else None), lambda _: True  # type: ignore[return-value]
+        return (encoding if is_rope(encoding) else None), lambda _: True
     try:
         return rotation_to_stretch(model, trained or 0)
     except UnsupportedModelError:

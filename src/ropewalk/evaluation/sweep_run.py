@@ -16,9 +16,9 @@ from ropewalk.evaluation.grid import Engine, Job, Unit, check_prompts, job_of
 from ropewalk.evaluation.plans import Target, build_plan, distinct
 from ropewalk.evaluation.search import Pick, best_of, search_plan
 from ropewalk.evaluation.sweep_config import PLAIN, ModelEntry, SweepConfig
-from ropewalk.hf import installed
 from ropewalk.hf.fingerprint import describe
 from ropewalk.hf.loading import load_model
+from ropewalk.hf.seam import check_install
 from ropewalk.tasks.haystack import Text, draw_window, read_text
 from ropewalk.tasks.prompts import REPORT_FIRST
 
@@ -97,7 +97,8 @@ def _run_length(config: SweepConfig, job: Job, target: Target, engine: Engine, w
     built = [(entry, build_plan(entry, target)) for entry in config.plans]
     rules = distinct([plan for entry, plan in built if entry.rule and entry.dope is None])
     candidates = distinct([plan for _, plan in built])
-    _check_installs(target.model, candidates)
+    for candidate in candidates:  # refused before anything is measured
+        check_install(target.model, candidate.encoding)
 
     def measure(plans: Sequence[Candidate], indices: Sequence[int]) -> None:
         units = job.units(plans, indices)
@@ -124,13 +125,6 @@ def _run_length(config: SweepConfig, job: Job, target: Target, engine: Engine, w
         about = task.to_dict().get("text")
         if isinstance(about, dict):
             outcome.texts[about["name"]] = about["fingerprint"]
-
-
-def _check_installs(model: Any, candidates: Sequence[Candidate]) -> None:
-    """Refuse what a model can't have before anything is measured."""
-    for candidate in candidates:
-        with installed(model, candidate.encoding):
-            pass
 
 
 def _called(pick: Pick, rules: Sequence[Candidate], candidates: Sequence[Candidate]) -> Pick:

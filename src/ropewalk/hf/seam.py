@@ -87,6 +87,12 @@ def installed(
         handle.remove()
 
 
+def check_install(model: nn.Module, encoding: Encoding) -> None:
+    """Refuse what `install` refuses, and leave the model as it is; it must be free of encodings."""
+    with installed(model, encoding):
+        pass
+
+
 def _modules(encoding: Encoding, layers: tuple[RotaryLayer, ...]) -> dict[int, EncodingModule]:
     """A module for each layer; layers with the same encoding on the same device share one, unless it learns."""
     shared: dict[tuple[Encoding, torch.device | None], EncodingModule] = {}

@@ -7,16 +7,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ropewalk.evaluation.score import Answer
+from ropewalk.report.marks import COLOURS, line_style
 from ropewalk.tasks.prompts import NOWHERE
 
 if TYPE_CHECKING:
     from ropewalk.extend import Outcome
 
-# One colour a candidate, told apart by colour-blind readers too (Okabe and Ito's palette).
-COLOURS = ("#999999", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00")
-# And a mark and a dash each, for those who see it in grey.
-MARKS = ("o", "s", "^", "D", "v", "P")
-DASHES = ("-", "--", "-.", ":")
 DEPTH = "needle depth (0 = start of the haystack)"
 
 
@@ -35,10 +31,8 @@ def draw_by_depth(answers: dict[str, list[Answer]], title: str, path: Path) -> N
     left, right = figure.subplots(1, 2)
     for number, (name, found) in enumerate(answers.items()):
         # Lines get thinner, so that one that lies on another doesn't hide it.
-        style: dict[str, Any] = {
+        style = line_style(number) | {
             "color": COLOURS[number % len(COLOURS)],
-            "marker": MARKS[number % len(MARKS)],
-            "linestyle": DASHES[number % len(DASHES)],
             "linewidth": max(1.2, 3.6 - 1.0 * number),
             "markersize": max(3.5, 7.0 - 1.5 * number),
         }

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from ropewalk.analysis.inspection import SIDES, Inspection
-from ropewalk.report.figures import COLOURS, finish
+from ropewalk.report.figures import finish
+from ropewalk.report.marks import COLOURS
 
 _MAP = "viridis"  # from dark to bright without a break
 _CIRCLE = "twilight"  # -2 pi and 0 are one phase, so they have one colour

@@ -1,11 +1,11 @@
-"""Which colour, mark and dash the n-th line of a picture has."""
+"""The colours of all pictures, and which colour, mark and dash the n-th line of one has."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from ropewalk.report.figures import COLOURS
-
+# One colour a candidate, told apart by colour-blind readers too (Okabe and Ito's palette).
+COLOURS = ("#999999", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00")
 # Lines are told by their colour or, in grey, by their mark: the seventh has the first one's colour and another mark.
 _COLOURS = (*COLOURS[1:], COLOURS[0])
 _MARKS = "osD^vPXdph<"

@@ -14,9 +14,9 @@ from typing import Protocol
 from ropewalk.errors import ArgumentError, unknown_name
 from ropewalk.files import write_atomically
 from ropewalk.report.colour_scale import colours, style
-from ropewalk.report.figures import COLOURS
 from ropewalk.report.head_map import HeadChart, HeadMap
 from ropewalk.report.heat_maps import HeatMaps
+from ropewalk.report.marks import COLOURS
 from ropewalk.report.markup import Markup, data_block, data_link, element, joined, raw
 
 __all__ = [

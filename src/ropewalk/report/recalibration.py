@@ -7,8 +7,9 @@ from typing import Any
 
 from ropewalk.evaluation.provenance import made_with
 from ropewalk.evaluation.score import Estimate
-from ropewalk.report.figures import COLOURS, finish
+from ropewalk.report.figures import finish
 from ropewalk.report.markdown import write_pages
+from ropewalk.report.marks import COLOURS
 from ropewalk.report.page import Page, Paragraph, Part, Picture, Reproduce, Section, Table
 from ropewalk.training.folder import RunFolder
 from ropewalk.training.held_out import HeldOut

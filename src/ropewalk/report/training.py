@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from ropewalk.evaluation.provenance import made_with
-from ropewalk.report.figures import COLOURS, finish
+from ropewalk.report.figures import finish
+from ropewalk.report.marks import COLOURS
 from ropewalk.training.compare import Comparison
 from ropewalk.training.figures import figure_text
 from ropewalk.training.folder import RunFolder

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from ropewalk.errors import ArgumentError
 from ropewalk.tasks.chat import Frame, frame_for
 from ropewalk.tasks.haystack import encode_item
-from ropewalk.tasks.prompts import NOWHERE, REPORT_FIRST, Prompt, Question, prompt_indices
+from ropewalk.tasks.prompts import NOWHERE, Prompt, Question, halved, prompt_indices
 from ropewalk.tasks.questions import Problem, Problems
 
 if TYPE_CHECKING:
@@ -100,7 +100,7 @@ class ManyShotTask:
         """The name of prompt `index`; single: what all prompts of its problem have in common, then the depth."""
         if self.protocol == "multi":
             return f"many_shot/multi/{self.length}/{self.seed}/{index}"
-        half, place = _halved(index)
+        half, place = halved(index)
         number, depth = divmod(place, len(self.depths))
         return f"many_shot/{self.length}/{self.seed}/{HALVES[half]}/{number}/{_spelled(self.depths[depth])}"
 
@@ -151,7 +151,7 @@ class ManyShotTask:
 
     def _asked(self, index: int) -> tuple[str, list[tuple[Problem, Depth]]]:
         """(what the examples are drawn by, the problems asked with their depths) of prompt `index`."""
-        half, place = _halved(index)
+        half, place = halved(index)
         found, depths = _shuffled(self.problems.problems, "halves")[half::2], self.depths
         number, which = (place, 0) if self.protocol == "multi" else divmod(place, len(depths))
         first, chosen = (place * len(depths), depths) if self.protocol == "multi" else (number, (depths[which],))
@@ -164,11 +164,6 @@ class ManyShotTask:
             raise ArgumentError("questions", self.problems.name, remedy)
         asked = _shuffled(found, f"asked/{self.seed}")[first : first + len(chosen)]
         return f"{HALVES[half]}/{number}", list(zip(asked, chosen, strict=True))
-
-
-def _halved(index: int) -> tuple[int, int]:
-    """(the half of the problems that a prompt asks, its number there)."""
-    return (0, index) if index < REPORT_FIRST else (1, index - REPORT_FIRST)
 
 
 def _shuffled(problems: Sequence[Problem], seed: str) -> list[Problem]:

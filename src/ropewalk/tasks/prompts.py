@@ -17,6 +17,11 @@ NOWHERE = -1.0
 REPORT_FIRST = 1000
 
 
+def halved(index: int) -> tuple[int, int]:
+    """(the half of a source that prompt `index` takes, its number there): 0 chooses, 1 judges."""
+    return (0, index) if index < REPORT_FIRST else (1, index - REPORT_FIRST)
+
+
 @dataclass(frozen=True)
 class Question:
     """One question about a prompt: `ids` follow what was read, `answer_ids` (the value) follow those.

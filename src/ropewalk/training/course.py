@@ -80,8 +80,7 @@ class Course:
 
     def identity(self) -> dict[str, Any]:
         """What must be the same for a run to go on: all but how the work is cut up."""
-        left_out = (*_CUT, "own_rate") if self.own_rate == 1 else _CUT
-        return {name: value for name, value in self.to_dict().items() if name not in left_out}
+        return {name: value for name, value in self.to_dict().items() if name not in _CUT}
 
     def described(self) -> str:
         """The schedule in a line, for a person."""

@@ -96,7 +96,7 @@ class Recipe(Course):
         """
         found = {name: value for name, value in super().identity().items() if name not in ("size", "encodings")}
         drops = self.model.dropout > 0 or self.model.attention_dropout > 0
-        return found | ({"accumulation": self.accumulation} if drops and self.accumulation > 1 else {})
+        return found | ({"accumulation": self.accumulation} if drops else {})
 
 
 def recipe_names(folder: Path | None = None) -> tuple[str, ...]:

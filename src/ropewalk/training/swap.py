@@ -16,10 +16,10 @@ from ropewalk.encodings.rope import RoPE
 from ropewalk.encodings.rope_plus_plus import RoPEPlusPlus
 from ropewalk.encodings.xpos import XPos
 from ropewalk.errors import ArgumentError, unknown_name
-from ropewalk.evaluation.candidates import rotation_to_stretch
+from ropewalk.evaluation.candidates import is_rope, rotation_to_stretch
 from ropewalk.frequencies import rule_for, rules
 from ropewalk.hf.handle import handle_of
-from ropewalk.hf.seam import install, installed
+from ropewalk.hf.seam import check_install, install
 from ropewalk.training.models import OWN_DRAWS
 from ropewalk.training.named import NAMES, Shape, named
 
@@ -80,8 +80,7 @@ def swap(model: nn.Module, encoding: Encoding | None, seed: int) -> None:
 def check_fit(model: nn.Module, encoding: Encoding | None) -> None:
     """Refuse an encoding that doesn't fit a model, before any work; a model that has one already is let through."""
     if encoding is not None and handle_of(model) is None:
-        with installed(model, encoding):
-            pass
+        check_install(model, encoding)
 
 
 def reach(model: nn.Module) -> float:
@@ -101,7 +100,7 @@ def _ruled(model: nn.Module, name: str, length: int, factor: float | None) -> En
         remedy = f"the model was trained on {original} tokens: {name} would change nothing; give more, or a factor"
         raise ArgumentError("length", length, remedy)
     present = handle_of(model)
-    if present is not None and not _rotates(present.encoding):
+    if present is not None and not is_rope(present.encoding):
         remedy = f"the model has no rotation that {name} could stretch, it has {type(present.encoding).__name__}"
         raise ArgumentError("encoding", name, f"{remedy}; choose own, or an encoding")
     own, is_stretched = rotation_to_stretch(model, original)
@@ -111,12 +110,6 @@ def _ruled(model: nn.Module, name: str, length: int, factor: float | None) -> En
         return dataclasses.replace(rope, rule=rule) if isinstance(rope, RoPE) and is_stretched(layer) else rope
 
     return own.map(changed) if isinstance(own, PerLayer) else dataclasses.replace(own, rule=rule)
-
-
-def _rotates(encoding: Encoding | None) -> bool:
-    """Whether an installed encoding is RoPE everywhere; None, a module of the user's own, isn't known to be."""
-    each = [one for _, one in encoding.layers] if isinstance(encoding, PerLayer) else [encoding]
-    return all(isinstance(one, RoPE) for one in each)
 
 
 def _fitted(model: nn.Module, layer: RotaryLayer, name: str, length: int) -> Encoding:
