@@ -1,4 +1,4 @@
-"""What the seam, a plan, calibration and the multi protocol cost, beside the plain model: one command, one table.
+"""What the seam, a plan, calibration, inspection and the multi protocol cost, beside the plain model: one table.
 
     python benchmarks/seam.py --tokens 4096 --repeats 5 --out results/seam-speed.md
 
@@ -16,6 +16,7 @@ import shlex
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
@@ -27,14 +28,17 @@ from encoding_measure import resident, restart_peak, turns
 from transformers.cache_utils import DynamicCache
 
 from ropewalk import DoPE, HeadSelection, RoPE, installed, load_model, measure
+from ropewalk.analysis.inspect import inspect
 from ropewalk.analysis.statistics import STAGES
 from ropewalk.evaluation.provenance import machine, versions
 from ropewalk.evaluation.read import Reader
+from ropewalk.report.inspect_page import write_inspection
 from ropewalk.tasks.haystack import read_text
 from ropewalk.tasks.needle import NeedleTask
 
 DECODED = 40
-PARTS = ("passes", "decoding", "multi", "memory")
+KINDS = ("plain", "calibration", "inspect")
+PARTS = ("passes", "decoding", "multi", "memory", "inspect")
 
 
 def main() -> None:
@@ -51,6 +55,7 @@ def main() -> None:
         "decoding": lambda: _decoding(model, ids, options),
         "multi": lambda: [_multi(model, tokenizer, options)],
         "memory": lambda: _memory(options),
+        "inspect": lambda: _inspect(model, ids, options),
     }
     rows = [row for name in options.parts for row in parts[name]()]
     text = _page(rows, options)
@@ -67,7 +72,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--parts", nargs="+", default=PARTS, choices=PARTS)
     parser.add_argument("--out", default="")
-    parser.add_argument("--memory", choices=("plain", "calibration"), default="", help=argparse.SUPPRESS)
+    parser.add_argument("--memory", choices=KINDS, default="", help=argparse.SUPPRESS)
     return parser.parse_args()
 
 
@@ -94,12 +99,6 @@ def _passes(model: Any, ids: torch.Tensor, options: argparse.Namespace) -> list[
             model(input_ids=ids, use_cache=True, logits_to_keep=1)
             return time.perf_counter() - began
 
-    def forward() -> float:
-        with torch.no_grad():
-            began = time.perf_counter()
-            model(input_ids=ids, use_cache=False, logits_to_keep=1)
-            return time.perf_counter() - began
-
     def calibration() -> float:
         began = time.perf_counter()
         measure(model, ids, stages=("pre_ntk", "post_ntk"))
@@ -109,7 +108,7 @@ def _passes(model: Any, ids: torch.Tensor, options: argparse.Namespace) -> list[
     jobs: dict[str, Callable[[], float]] = {
         name: (lambda context=context: prefill(context)) for name, context in variants.items()
     }
-    jobs["forward without a cache"] = forward
+    jobs["forward without a cache"] = lambda: _forward(model, ids)
     jobs["calibration pass"] = calibration
     times = turns(jobs, options.repeats)
     rows = [
@@ -171,26 +170,61 @@ def _memory(options: argparse.Namespace) -> list[tuple[str, ...]]:
     """Peak resident memory of a calibration pass beyond that of a plain forward, each in a process of its own."""
     rows = []
     for tokens in (options.tokens // 4, options.tokens):
-        peaks = {}
-        for kind in ("plain", "calibration"):
-            command = [sys.executable, __file__, "--tokens", str(tokens), "--model", options.model, "--memory", kind]
-            peaks[kind] = int(subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()[-1])
-        extra = (peaks["calibration"] - peaks["plain"]) / 1024
+        extra = (_peak(options, "calibration", tokens) - _peak(options, "plain", tokens)) / 1024
         rows.append(
             (f"calibration of {tokens} tokens, three stages, extra memory", f"{extra:.0f} MiB", "", "", "64 MiB")
         )
     return rows
 
 
+def _inspect(model: Any, ids: torch.Tensor, options: argparse.Namespace) -> list[tuple[str, ...]]:
+    """Looking at every head, with and without drawing the page, taking turns with a plain forward; and its memory."""
+    needle = (options.tokens // 2, options.tokens // 2 + 16)
+
+    def looked(draws: bool) -> float:
+        began = time.perf_counter()
+        found = inspect(model, ids, needle)
+        if draws:
+            with tempfile.TemporaryDirectory() as folder:
+                write_inspection(found, "", Path(folder))
+        return time.perf_counter() - began
+
+    jobs = {"plain": lambda: _forward(model, ids), "inspect": lambda: looked(False), "drawn": lambda: looked(True)}
+    times = turns(jobs, options.repeats)
+    memory = _peak(options, "inspect", options.tokens) / 1024
+    return [
+        _row("inspection of all heads", times["inspect"], times["plain"], 2.5),
+        _row("inspection, page and pictures", times["drawn"], times["plain"], 2.5),
+        (f"inspection of {options.tokens} tokens, memory above the model", f"{memory:.0f} MiB", "", "", "1024 MiB"),
+    ]
+
+
+def _forward(model: Any, ids: torch.Tensor) -> float:
+    """Seconds of a plain pass."""
+    with torch.no_grad():
+        began = time.perf_counter()
+        model(input_ids=ids, use_cache=False, logits_to_keep=1)
+        return time.perf_counter() - began
+
+
+def _peak(options: argparse.Namespace, kind: str, tokens: int) -> int:
+    """KiB above the loaded model at most during one pass, in a process of its own."""
+    command = [sys.executable, __file__, "--tokens", str(tokens), "--model", options.model, "--memory", kind]
+    return int(subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()[-1])
+
+
 def _use_memory(model: Any, ids: torch.Tensor, kind: str) -> None:
-    """Run one pass and print the peak resident size during it, in KiB; loading the model isn't part of the peak."""
+    """Run one pass and print the peak resident size during it, in KiB above that of the loaded model."""
+    before = resident()
     restart_peak()
-    if kind == "plain":
+    if kind == "inspect":
+        inspect(model, ids, (len(ids[0]) // 2, len(ids[0]) // 2 + 16))
+    elif kind == "plain":
         with torch.no_grad():
             model(input_ids=ids, use_cache=False, logits_to_keep=1)
     else:
         measure(model, ids, stages=STAGES)
-    print(resident("VmHWM") // 1024)
+    print((resident("VmHWM") - before) // 1024)
 
 
 def _row(name: str, ours: list[float], plain: list[float], limit: float) -> tuple[str, ...]:
