@@ -1,10 +1,12 @@
 """One comparison of SmolLM2 past its training length: needles, many-shot, perplexity, every plan on the same prompts.
 
-    python benchmarks/smollm2_evidence.py --questions train.jsonl --head results/smollm2/head.md --out results/smollm2
+    python benchmarks/smollm2_evidence.py --questions train.jsonl --heads results/smollm2/heads/inspect.safetensors \
+      --head results/smollm2/head.md --out results/smollm2
 
 The needles' answers come from the records that `extend_study.py` wrote (results/extend-smollm2); the same plans (plain,
 the best factor of every length rule, the best DoPE plan of each mode) then read many-shot prompts and windows of text
-at the first of the lengths. All cells are in one folder, and one page compares them. A run that was stopped goes on.
+at the first of the lengths. All cells are in one folder, and one page compares them and shows the heads, from the
+record of `ropewalk inspect smollm2 --length 4096`. A run that was stopped goes on.
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ from typing import Any
 from extend_study import SETTINGS, Condition
 
 from ropewalk import load_model
+from ropewalk.analysis.inspection import Inspection
 from ropewalk.evaluation.candidates import Candidate
 from ropewalk.evaluation.cells import Cell, Cells
 from ropewalk.evaluation.compare import compare
@@ -29,6 +32,9 @@ from ropewalk.evaluation.search import Pick
 from ropewalk.evaluation.sweep_config import PLAIN, TaskEntry, build_config
 from ropewalk.evaluation.sweep_run import Outcome
 from ropewalk.hf.fingerprint import describe
+from ropewalk.report.inspect import verdict
+from ropewalk.report.inspect_page import head_parts
+from ropewalk.report.page import Paragraph, Part, Section
 from ropewalk.report.sweep import write_report
 from ropewalk.tasks.needle import NeedleTask
 from ropewalk.tasks.prompts import REPORT_FIRST
@@ -64,11 +70,18 @@ def main() -> None:
             for condition in studied.values():
                 condition.store.close()
         command = shlex.join(["python", "benchmarks/smollm2_evidence.py", *sys.argv[1:]])
-        write_report(outcome, cells, command, options.out)
+        write_report(outcome, cells, command, options.out, _heads(options.heads) if options.heads else ())
     if options.head:
         _, _, tables = (options.out / "summary.md").read_text(encoding="utf-8").partition("\n")
         head = options.head.read_text(encoding="utf-8").rstrip("\n")
         options.out.with_suffix(".md").write_text(f"{head}\n{tables}", encoding="utf-8")
+
+
+def _heads(record: Path) -> list[Part]:
+    """What the model's heads do, as its own page shows it."""
+    found = Inspection.load(record)
+    title = f"What its heads do, plain, in {len(found['tokens']):,} tokens"
+    return [Section(title), Paragraph(verdict(found)), *head_parts(found)]
 
 
 def _needles(studied: dict[str, Condition]) -> tuple[Any, ...]:
@@ -128,6 +141,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--lengths", type=int, nargs="+", default=[11000, 16384])
     parser.add_argument("--prompts", type=int, default=3)
     parser.add_argument("--head", type=Path, help="a Markdown file: OUT.md is it, then the tables")
+    parser.add_argument("--heads", type=Path, help="the inspect.safetensors of `ropewalk inspect`, for the page")
     parser.add_argument("--out", type=Path, required=True)
     return parser.parse_args()
 

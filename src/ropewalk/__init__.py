@@ -9,6 +9,8 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from ropewalk.analysis.inspect import inspect as inspect
+    from ropewalk.analysis.inspection import Inspection as Inspection
     from ropewalk.analysis.measure import measure as measure
     from ropewalk.analysis.statistics import Statistics as Statistics
     from ropewalk.attention.attend import attend as attend
@@ -61,6 +63,8 @@ _HOMES = {
     "HeadSelection": "heads",
     "Statistics": "analysis.statistics",
     "measure": "analysis.measure",
+    "Inspection": "analysis.inspection",
+    "inspect": "analysis.inspect",
     "install": "hf.seam",
     "installed": "hf.seam",
     "Plan": "hf.plan",

@@ -70,6 +70,18 @@ def inspect_page(found: Inspection, command: str, pictures: Mapping[str, bytes])
     """The page, with pictures in SVG by name."""
     name = found.about["model"]["name"] or "the model"
     parts: list[Part] = [
+        *head_parts(found),
+        *_pictured(pictures),
+        Section("How this was made"),
+        Reproduce(command, facts(found)),
+        Download(JSON, to_json(found).encode(), "application/json"),
+    ]
+    return Page(f"The heads of {name} at {len(found['tokens']):,} tokens", verdict(found), parts)
+
+
+def head_parts(found: Inspection) -> list[Part]:
+    """The sections that a page about more than heads shows too: sinks, the map of all heads, what goes with sinks."""
+    return [
         Section("The largest sinks"),
         Table(TOP_HEADER, top_rows(found), "Mean attention of later queries; scores of the vectors that are compared."),
         Section("Heads"),
@@ -84,12 +96,7 @@ def inspect_page(found: Inspection, command: str, pictures: Mapping[str, bytes])
             agreement_rows(found),
             "Spearman's rank correlation with the largest sink mass; in brackets how many eigenvalues a score looks at",
         ),
-        *_pictured(pictures),
-        Section("How this was made"),
-        Reproduce(command, facts(found)),
-        Download(JSON, to_json(found).encode(), "application/json"),
     ]
-    return Page(f"The heads of {name} at {len(found['tokens']):,} tokens", verdict(found), parts)
 
 
 def _pictured(pictures: Mapping[str, bytes]) -> list[Part]:

@@ -31,12 +31,12 @@ _HOW = (
 )
 
 
-def write_report(outcome: Outcome, cells: Cells, command: str, folder: Path) -> None:
-    """Write summary.md, summary.json, card.md and report.html, each whole or not at all."""
+def write_report(outcome: Outcome, cells: Cells, command: str, folder: Path, more: Sequence[Part] = ()) -> None:
+    """Write summary.md, summary.json, card.md and report.html, each whole or not at all; `more` stands on the pages."""
     content = json.dumps(to_dict(outcome, command), indent=2, allow_nan=False) + "\n"
     write_atomically(folder / "summary.json", content)
     write_atomically(folder / "card.md", model_card(outcome, command))
-    write_pages(page(outcome, cells, command, content), folder)
+    write_pages(page(outcome, cells, command, content, more), folder)
 
 
 def header(comparison: Comparison) -> tuple[str, ...]:
@@ -100,8 +100,8 @@ def model_card(outcome: Outcome, command: str) -> str:
     return card(f"Sweep: {', '.join(models)}", about, figures, models[0] if len(models) == 1 else None)
 
 
-def page(outcome: Outcome, cells: Cells, command: str, raw: str) -> Page:
-    """The page; `raw` is the summary's JSON, to be downloaded."""
+def page(outcome: Outcome, cells: Cells, command: str, raw: str, more: Sequence[Part] = ()) -> Page:
+    """The page; `raw` is the summary's JSON, to be downloaded, `more` what else it shows, before how it was made."""
     parts: list[Part] = [Paragraph(_HOW)]
     for comparison in outcome.comparisons:
         parts += [Section(title(comparison)), Table(header(comparison), rows(comparison))]
@@ -113,7 +113,7 @@ def page(outcome: Outcome, cells: Cells, command: str, raw: str) -> Page:
         for pick in picked:
             parts.append(Paragraph(_pick_line(pick)))
             parts.append(Table(("plan", "mean answer NLL"), _tried(pick)))
-    parts += [Section("How this was made"), Reproduce(command, facts(outcome))]
+    parts += [*more, Section("How this was made"), Reproduce(command, facts(outcome))]
     parts.append(Download("summary.json", raw.encode(), "application/json"))
     models = ", ".join(entry.name for entry in outcome.config.models)
     return Page(f"Sweep: {models}", verdict(outcome), parts)
