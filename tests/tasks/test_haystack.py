@@ -100,6 +100,34 @@ class TestDatasets:
             read_text(f"hf:{folder}{rest}")
         assert "\n" not in str(error.value)
 
+    def test_revision(self, monkeypatch):
+        asked = []
+
+        def load_dataset(*args, **options):
+            asked.append((args, options["split"], options["revision"]))
+            return [{"text": "A row."}]
+
+        monkeypatch.setattr("datasets.load_dataset", load_dataset)
+        for source in ("hf:owner/name", "hf:owner/name@refs/convert/parquet:plain#text", "hf:owner/name@1a2b::test"):
+            assert read_text(source).text == "A row."
+        assert asked == [
+            (("owner/name", None), "train", None),
+            (("owner/name", "plain"), "train", "refs/convert/parquet"),
+            (("owner/name", None), "test", "1a2b"),
+        ]
+
+    def test_a_folder_may_have_an_at_in_its_name(self, folder):
+        there = folder.rename(folder.parent / "of@2026")
+        assert read_text(f"hf:{there}::validation").text.startswith("validation Row 0.")
+
+    def test_a_data_set_that_loads_by_a_script_is_refused_with_the_place_to_look(self, monkeypatch):
+        def load_dataset(*_, **__):
+            raise RuntimeError("Dataset scripts are no longer supported, but found name.py")
+
+        monkeypatch.setattr("datasets.load_dataset", load_dataset)
+        with pytest.raises(ArgumentError, match=r"by a script.*hf:owner/name@refs/convert/parquet"):
+            read_text("hf:owner/name:plain")
+
     def test_missing_data_set(self, tmp_path, monkeypatch):
         monkeypatch.setenv("HF_HUB_OFFLINE", "1")
         with pytest.raises(ArgumentError, match="can't be read"):

@@ -19,7 +19,7 @@ def extend_model(
     model: Annotated[str, typer.Argument(help="A Hugging Face id, a folder, a .gguf file, or smollm2.")],
     length: Annotated[int, typer.Option(help="The length to reach, in tokens.")],
     text: Annotated[
-        str, typer.Option(help="Haystack text: a file, hf:NAME[:CONFIG][:SPLIT][#COLUMN], or kjv.")
+        str, typer.Option(help="Haystack text: a file, hf:NAME[@REVISION][:CONFIG][:SPLIT][#COLUMN], or kjv.")
     ] = "kjv",
     budget: Annotated[str, typer.Option(help="Time to spend: 90s, 30m, 4h.")] = "30m",
     out: Annotated[Path, typer.Option(help="Folder for plan/, results.jsonl, summary.md and report.html.")] = Path(

@@ -21,7 +21,9 @@ LENGTH = 4096
 def inspect_model(
     ctx: typer.Context,
     model: Annotated[str, typer.Argument(help="A Hugging Face id, a folder, a .gguf file, or smollm2.")],
-    text: Annotated[str, typer.Option(help="Text to read: a file, hf:NAME[:CONFIG][:SPLIT][#COLUMN], or kjv.")] = "kjv",
+    text: Annotated[
+        str, typer.Option(help="Text to read: a file, hf:NAME[@REVISION][:CONFIG][:SPLIT][#COLUMN], or kjv.")
+    ] = "kjv",
     length: Annotated[int, typer.Option(help="Tokens; 0: the model's training length, 4096 at most.")] = 0,
     plan: Annotated[str, typer.Option(help="A saved plan, to see the needle with it: a folder or an id.")] = "",
     out: Annotated[

@@ -19,7 +19,7 @@ def measure_needles(
     length: Annotated[int, typer.Option(help="Tokens of each prompt; 0: the model's training length.")] = 0,
     plan: Annotated[str, typer.Option(help="A saved plan: a folder or a Hugging Face id.")] = "",
     text: Annotated[
-        str, typer.Option(help="Haystack text: a file, hf:NAME[:CONFIG][:SPLIT][#COLUMN], or kjv.")
+        str, typer.Option(help="Haystack text: a file, hf:NAME[@REVISION][:CONFIG][:SPLIT][#COLUMN], or kjv.")
     ] = "kjv",
     prompts: Annotated[int, typer.Option(help="How many prompts.")] = 1,
     setting: Annotated[str, typer.Option(help="original, or noisy: start tokens after each needle.")] = "original",

@@ -21,7 +21,9 @@ def measure_perplexity(
         list[str],
         typer.Argument(help="Hugging Face ids, folders, .gguf files, smollm2, or runs of `ropewalk train`."),
     ],
-    text: Annotated[str, typer.Option(help="Held-out text: a file, hf:NAME[:CONFIG][:SPLIT][#COLUMN], or kjv.")],
+    text: Annotated[
+        str, typer.Option(help="Held-out text: a file, hf:NAME[@REVISION][:CONFIG][:SPLIT][#COLUMN], or kjv.")
+    ],
     training_length: Annotated[int, typer.Option(help="Tokens; 0: as the models say.")] = 0,
     furthest: Annotated[int, typer.Option(help="The longest length, in training lengths.")] = 10,
     windows: Annotated[int, typer.Option(help="Windows of text, the independent units of the intervals.")] = 8,

@@ -25,7 +25,7 @@ def recalibrate_model(
     ],
     steps: Annotated[int, typer.Option(help="Optimizer steps.")],
     length: Annotated[int, typer.Option(help="Tokens of each sequence.")],
-    text: Annotated[str, typer.Option(help="A file, hf:NAME[:CONFIG][:SPLIT][#COLUMN], or kjv.")] = "kjv",
+    text: Annotated[str, typer.Option(help="A file, hf:NAME[@REVISION][:CONFIG][:SPLIT][#COLUMN], or kjv.")] = "kjv",
     factor: Annotated[float, typer.Option(help="Of a length rule; 0: LENGTH over the training length.")] = 0.0,
     batch: Annotated[int, typer.Option(help="Sequences a step.")] = 8,
     learning_rate: Annotated[float, typer.Option(help="Peak; 0: 6e-5 for own and length rules, else 3e-4.")] = 0.0,

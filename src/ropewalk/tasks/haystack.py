@@ -18,6 +18,8 @@ DEMO = "kjv"
 AT_MOST = 20_000_000
 _PROBE_CHARACTERS = 20_000
 _SENTENCE_CHARACTERS = 1_000
+# What `datasets` says of a data set that loads by a script, and the branch where the hub keeps such a one as Parquet.
+_SCRIPTED, _CONVERTED = "scripts are no longer supported", "refs/convert/parquet"
 
 
 @dataclass(frozen=True)
@@ -51,11 +53,11 @@ def no_text(name: str) -> ArgumentError:
 def read_text(source: str | Path | None = None, at_most: int = AT_MOST) -> Text:
     """Read the first `at_most` characters of a text source.
 
-    `source` is one of: the path of a UTF-8 text file; `hf:NAME[:CONFIG][:SPLIT][#COLUMN]`, a Hugging Face
-    data set read as a stream (split `train` and column `text` unless given; `hf:NAME::validation` names a
-    split without a configuration); `kjv` or None for the demo text, the King James Bible. A file that is
-    itself called `kjv` is reached as `./kjv`. Raises ArgumentError for a source that is missing, empty or
-    isn't text.
+    `source` is one of: the path of a UTF-8 text file; `hf:NAME[@REVISION][:CONFIG][:SPLIT][#COLUMN]`, a Hugging
+    Face data set read as a stream (the main branch, split `train` and column `text` unless given;
+    `hf:NAME::validation` names a split without a configuration); `kjv` or None for the demo text, the King
+    James Bible. A file that is itself called `kjv` is reached as `./kjv`. Raises ArgumentError for a source
+    that is missing, empty or isn't text.
     """
     if at_most < 1:
         raise ArgumentError("at_most", at_most, "must be at least 1 character")
@@ -187,7 +189,7 @@ def _file(path: Path, at_most: int) -> str:
 
 def dataset_texts(source: str, at_most: int) -> Iterator[str]:
     """Rows of a streamed data set's text column, joined by blank lines, up to `at_most` characters, in parts."""
-    _, _, _, named = _dataset_parts(source, "text")
+    *_, named = _dataset_parts(source, "text")
     column, left = named or "text", at_most
     for number, row in enumerate(dataset_rows(source, "text")):
         if not isinstance(row.get(column), str):
@@ -200,30 +202,36 @@ def dataset_texts(source: str, at_most: int) -> Iterator[str]:
 
 
 def dataset_rows(source: str, argument: str) -> Iterator[dict[str, Any]]:
-    """The rows of the streamed Hugging Face data set `hf:NAME[:CONFIG][:SPLIT][#COLUMN]`, split `train` unless given.
+    """The rows of the streamed Hugging Face data set `hf:NAME[@REVISION][:CONFIG][:SPLIT][#COLUMN]`.
 
     Raises ArgumentError, naming the argument that the source came from, for one that can't be read.
     """
-    name, config, split, _ = _dataset_parts(source, argument)
+    name, revision, config, split, _ = _dataset_parts(source, argument)
     try:
         from datasets import load_dataset
     except ModuleNotFoundError as error:
         raise ArgumentError(argument, source, "needs the package datasets; pip install datasets") from error
     try:
-        yield from load_dataset(name, config, split=split, streaming=True)
+        yield from load_dataset(name, config, split=split, streaming=True, revision=revision)
     except (OSError, ValueError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:200]
         remedy = f"the data set can't be read ({reason}); check its name, configuration and split"
+        if _SCRIPTED in reason:
+            remedy = f"loads by a script, and none is run; the hub may hold it as data: hf:{name}@{_CONVERTED}"
         raise ArgumentError(argument, source, remedy) from error
 
 
-def _dataset_parts(source: str, argument: str) -> tuple[str, str | None, str, str]:
+def _dataset_parts(source: str, argument: str) -> tuple[str, str | None, str | None, str, str]:
+    """(name, revision, configuration, split, column)."""
     place, _, column = source.removeprefix("hf:").partition("#")
     parts = place.split(":")
     if not parts[0] or len(parts) > 3:
-        raise ArgumentError(argument, source, "must read hf:NAME[:CONFIG][:SPLIT][#COLUMN]")
+        raise ArgumentError(argument, source, "must read hf:NAME[@REVISION][:CONFIG][:SPLIT][#COLUMN]")
     name, config, split = [*parts, "", ""][:3]
-    return name, config or None, split or "train", column
+    revision = ""
+    if not Path(name).exists():  # a folder's name may hold an @
+        name, _, revision = name.partition("@")
+    return name, revision or None, config or None, split or "train", column
 
 
 def draw_windows(text: Text, tokenizer: Any, length: int, count: int) -> list[list[int]]:
