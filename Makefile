@@ -14,7 +14,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c const
 .DEFAULT_GOAL := help
 
 help:
-	@echo "make demo       set up, then extend the embedded model to $(LENGTH) tokens within $(BUDGET); writes $(OUT)/"
+	@echo "make demo       set up, then extend the embedded model to $(LENGTH) tokens with a budget of $(BUDGET); writes $(OUT)/"
 	@echo "make test       set up, then run the tests"
 	@echo "make test-slow  the tests that take long"
 	@echo "make lint       ruff and mypy"

@@ -38,7 +38,7 @@ def install(
     the state dict, optimizers and `save_pretrained` see it, and `ropewalk.load` brings it back, installed as it was.
 
     Args:
-        model: any causal model whose attention calls transformers' `apply_rotary_pos_emb`.
+        model: a causal model whose attention calls transformers' `apply_rotary_pos_emb`; most do.
         encoding: any; one that is added to the token vectors takes the rotation's place.
         when: `always`, or `long`: generations that fit `original_length` keep the model's own rotation.
         original_length: for `long`, the training length in tokens; the config's `max_position_embeddings`

@@ -32,10 +32,10 @@ class Language(SequenceTask):
     """The next token of a text.
 
     text: a source that `read_text` takes: a UTF-8 file, `hf:NAME[@REVISION][:CONFIG][:SPLIT][#COLUMN]` or `kjv`.
-    tokenizer: a Hugging Face tokenizer's folder or name on the hub, or `characters`: those of the training part, from 1 on, in
-    the order of Unicode, and 0 for any other. length: tokens of each sequence. characters: how many are read of the
-    text at most. The first 90 % of the characters are for training, the next 5 % for validation and the last 5 % for
-    the test; each part's tokens are cut into sequences of exactly `length`, and what is left over is left out. All
+    tokenizer: a Hugging Face tokenizer's folder or name on the hub, or `characters`: those of the training part, from
+    1 on, in the order of Unicode, and 0 for any other. length: tokens of each sequence. characters: how many are read
+    of the text at most. The first 90 % of the characters are for training, the next 5 % for validation and the last 5 %
+    for the test; each part's tokens are cut into sequences of exactly `length`, and what is left over is left out. All
     tokens but a sequence's first are labelled. Raises ArgumentError for values that can't be used, and when the data
     are read, for a source or a tokenizer that can't be, and for a part too short for one sequence.
     """

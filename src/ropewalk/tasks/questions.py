@@ -73,8 +73,8 @@ def read_problems(source: str | Path, question_field: str = "", answer_field: st
 
     `source` is a file of JSON lines, a JSON file with one record or a list of them, a folder of such files (`*.jsonl`
     and `*.json`, at any depth), or `hf:NAME[@REVISION][:CONFIG][:SPLIT]`, a Hugging Face data set, of which the first
-    100,000 rows are read. A record holds its question under `question_field`, or else under `question` or `problem`, and its
-    answer under `answer_field`, or else under `answer` or `solution`; with both, the solution is the worked answer.
+    100,000 rows are read. A record holds its question under `question_field`, or else under `question` or `problem`,
+    and its answer under `answer_field`, or else under `answer` or `solution`; with both, the solution is worked.
     The final answer is what follows the last `####` (GSM8K), or is in the last \\boxed{} (MATH), or all of an answer
     of one line. Of records with the same question the first is kept. Raises ArgumentError naming the line for a record
     that can't be used, and for a source without any.
