@@ -20,7 +20,7 @@ def _stop_with(error: BaseException, monkeypatch: pytest.MonkeyPatch) -> None:
         """Fail."""
         raise error
 
-    monkeypatch.setattr(cli, "COMMANDS", {"fail": f"{__name__}:fail"})
+    monkeypatch.setattr(cli, "COMMANDS", {"fail": (f"{__name__}:fail", "Fail")})
     module = type(sys)(__name__)
     module.fail = fail  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, __name__, module)
@@ -110,10 +110,14 @@ def test_no_command_shows_the_help_and_exits_2(capsys: pytest.CaptureFixture[str
     assert "Usage: ropewalk" in captured.err and captured.out == ""
 
 
-def test_the_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_help_names_every_command_and_says_what_for(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
     assert cli.main(["--help"]) == 0
-    out = capsys.readouterr().out
-    assert all(f"\n  {name} " in out for name in cli.COMMANDS)
+    lines = capsys.readouterr().out.splitlines()
+    for name, (_, purpose) in cli.COMMANDS.items():
+        assert f"  {name:<12} {purpose}" in lines  # whole: what doesn't fit would be cut
 
 
 @pytest.mark.parametrize("name", [name for name in cli.COMMANDS if name not in cli.PASSED_ON])

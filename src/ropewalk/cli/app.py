@@ -21,19 +21,19 @@ import typer.main
 
 from ropewalk.errors import RopewalkError, unknown_name
 
-# Every command, as module:function. `--help` imports all these modules, so their top imports nothing heavy:
-# torch and transformers belong inside the function.
+# Every command: module:function, and what it is for in a list of all. `--help` imports all these modules, so their top
+# imports nothing heavy: torch and transformers belong inside the function.
 COMMANDS = {
-    "extend": "ropewalk.cli.extend:extend_model",
-    "train": "ropewalk.cli.train:train_models",
-    "recalibrate": "ropewalk.cli.recalibrate:recalibrate_model",
-    "inspect": "ropewalk.cli.inspect:inspect_model",
-    "sweep": "ropewalk.cli.sweep:sweep_plans",
-    "needle": "ropewalk.cli.needle:measure_needles",
-    "perplexity": "ropewalk.cli.perplexity:measure_perplexity",
-    "downstream": "ropewalk.cli.downstream:measure_downstream",
-    "lm-eval": "ropewalk.cli.lm_eval:run_harness",
-    "list": "ropewalk.cli.listing:list_names",
+    "extend": ("ropewalk.cli.extend:extend_model", "Make a trained model read further, and save how"),
+    "train": ("ropewalk.cli.train:train_models", "Compare encodings by training models with them"),
+    "recalibrate": ("ropewalk.cli.recalibrate:recalibrate_model", "Swap a trained model's encoding, train it on"),
+    "inspect": ("ropewalk.cli.inspect:inspect_model", "See what each head does with position"),
+    "sweep": ("ropewalk.cli.sweep:sweep_plans", "Compare many plans on the same prompts"),
+    "needle": ("ropewalk.cli.needle:measure_needles", "Hide numbers in a long text, ask for them"),
+    "perplexity": ("ropewalk.cli.perplexity:measure_perplexity", "Measure text past the training length"),
+    "downstream": ("ropewalk.cli.downstream:measure_downstream", "Ask for the likelier sentence, the last word"),
+    "lm-eval": ("ropewalk.cli.lm_eval:run_harness", "Run lm-evaluation-harness with a plan"),
+    "list": ("ropewalk.cli.listing:list_names", "List encodings, rules, scores and tasks"),
 }
 # Commands that hand all their options, --help too, on to another program.
 PASSED_ON = {"lm-eval"}
@@ -72,11 +72,15 @@ class CommandTable(typer.core.TyperGroup):
         """The command of this name; an unknown one is refused with the nearest known names."""
         if cmd_name not in COMMANDS:
             raise unknown_name("command", cmd_name, COMMANDS)
-        module, function = COMMANDS[cmd_name].split(":")
+        place, purpose = COMMANDS[cmd_name]
+        module, function = place.split(":")
         single = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
         passed_on = cmd_name in PASSED_ON
         build = single.command(
-            cmd_name, context_settings=_AS_IT_IS if passed_on else None, add_help_option=not passed_on
+            cmd_name,
+            short_help=purpose,
+            context_settings=_AS_IT_IS if passed_on else None,
+            add_help_option=not passed_on,
         )
         build(getattr(importlib.import_module(module), function))
         return typer.main.get_command(single)
