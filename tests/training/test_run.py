@@ -100,17 +100,39 @@ def test_a_run_leaves_a_curve_a_model_and_a_result(tmp_path: Path) -> None:
     assert Result.from_dict(saved) == result and saved["run"]["seed"] == 0 and "torch" in saved["versions"]
 
 
-def test_the_curve_goes_to_tensorboard_too(tmp_path: Path) -> None:
-    pytest.importorskip("tensorboard")
+def board(folder: RunFolder, name: str) -> list[tuple[int, float]]:
+    """What TensorBoard shows of a run: steps and values."""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    trained(tmp_path, "rope")
-    folder = RunFolder.of(tmp_path, "rope", 0)
     events = EventAccumulator(str(folder.path / "tensorboard"))
     events.Reload()
+    return [(e.step, e.value) for e in events.Scalars(name)]
+
+
+@pytest.mark.parametrize("killed", [(), (7,), (3, 7)])
+def test_the_curve_goes_to_tensorboard_too_each_point_once(tmp_path: Path, killed: tuple[int, ...]) -> None:
+    pytest.importorskip("tensorboard")
+    for step in killed:
+        with pytest.raises(Killed):
+            trained(tmp_path, "rope", callbacks=(Kill(step),))
+    trained(tmp_path, "rope")
+    folder = RunFolder.of(tmp_path, "rope", 0)
     for name in ("loss", "metric", "learning_rate"):
         expected = [(p["step"], pytest.approx(p[name], rel=1e-6)) for p in folder.curve() if name in p]
-        assert expected and [(e.step, e.value) for e in events.Scalars(name)] == expected
+        assert expected and board(folder, name) == expected
+
+
+def test_a_point_is_on_tensorboard_at_once_whatever_ends_the_process(tmp_path: Path) -> None:
+    pytest.importorskip("tensorboard")
+    shown: list[list[int]] = []
+
+    class Look(TrainerCallback):  # type: ignore[misc, unused-ignore]
+        def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            if state.global_step == 6:
+                shown.append([step for step, _ in board(RunFolder.of(tmp_path, "rope", 0), "loss")])
+
+    trained(tmp_path, "rope", callbacks=(Look(),))
+    assert shown == [[2, 4, 6]]
 
 
 def test_the_saved_model_has_its_encoding_and_the_results_figures(tmp_path: Path) -> None:

@@ -116,7 +116,7 @@ def _to_the_end(
     points = _begin(run, checkpoint) if is_first else []
     last = points[-1] if points else {"seconds": 0.0, "stepping": 0.0, "waiting": 0.0}
     trainer.clock = Clock(last["stepping"], last["waiting"])
-    curve = Curve(trainer, run.folder, run.metric, last["seconds"], watch)
+    curve = Curve(trainer, run.folder, run.metric, step, last["seconds"], watch)
     trainer.add_callback(curve)
     if watch is not None:
         watch.began(run.name, step, run.course.steps)

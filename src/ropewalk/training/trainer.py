@@ -116,17 +116,20 @@ class Curve(TrainerCallback):  # type: ignore[misc, unused-ignore]
         trainer: whose run it is.
         folder: where the curve goes.
         metric: the task's.
+        step: the one after which the run goes on; 0 for a new one.
         before: seconds that the run has taken before it was resumed.
         watch: who is told; None: nobody.
     """
 
-    def __init__(self, trainer: SequenceTrainer, folder: RunFolder, metric: str, before: float, watch: Watch | None):
+    def __init__(
+        self, trainer: SequenceTrainer, folder: RunFolder, metric: str, step: int, before: float, watch: Watch | None
+    ):
         self._trainer, self._folder, self._metric, self._watch = trainer, folder, metric, watch
         self._began = time.monotonic() - before
         self._point: dict[str, Any] = {}
         self._loss: float | None = None
         self._value: float | None = None
-        self._board = _board(folder.path) if trainer.is_world_process_zero() else None
+        self._board = _board(folder.path, step) if trainer.is_world_process_zero() else None
         self.diverged: int | None = None
 
     @property
@@ -181,6 +184,7 @@ class Curve(TrainerCallback):  # type: ignore[misc, unused-ignore]
             for name, value in self._point.items():
                 if name != "step" and value is not None:
                     self._board.add_scalar(name, value, state.global_step)
+            self._board.flush()  # it would keep points for two minutes, and a kill would lose them
         self._point = {}
 
 
@@ -248,10 +252,10 @@ def _compute_again(model: Any) -> None:
     enable({"use_reentrant": False})
 
 
-def _board(folder: Path) -> Any:
-    """TensorBoard's writer, when it is installed."""
+def _board(folder: Path, step: int) -> Any:
+    """TensorBoard's writer, when it is installed; points after a step, which will come again, are shown no more."""
     if importlib.util.find_spec("tensorboard") is None:
         return None
     from torch.utils.tensorboard import SummaryWriter
 
-    return SummaryWriter(str(folder / "tensorboard"))
+    return SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1)
