@@ -10,12 +10,14 @@ import torch
 from tests.evaluation.tiny_models import tiny
 from tests.hf import contents
 from tests.tasks.tokenizers import byte_tokenizer, story
+from transformers import GPT2Config, GPT2LMHeadModel
 
 import ropewalk
 from ropewalk.analysis import inspect as inspect_module
 from ropewalk.analysis.inspection import Inspection
 from ropewalk.analysis.sinks import FIRST_QUERY
 from ropewalk.cli.app import INTERRUPTED, OK, USER_ERROR, main
+from ropewalk.encodings.absolute import Learned
 from ropewalk.encodings.alibi import ALiBi
 from ropewalk.encodings.pope import PoPE
 from ropewalk.encodings.rope import RoPE
@@ -27,18 +29,22 @@ from ropewalk.report import head_figures
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model of 256 tokens, others with PoPE and with ALiBi, a text, a plan for the model and one for another."""
+    """A model of 256 tokens, others with other encodings, a text, plans for it and for another."""
     place = tmp_path_factory.mktemp("model")
     model = tiny("Llama")
     model.save_pretrained(place)
     Plan.of(model, RoPE(16, rule=NTK(3.0)), 512).save_pretrained(place / "plan")
     Plan.of(tiny("Llama", num_hidden_layers=2), RoPE(16), 512).save_pretrained(place / "other")
-    for name, encoding in (("pope", PoPE(16, 2)), ("alibi", ALiBi(4))):
+    for name, encoding in (("pope", PoPE(16, 2)), ("alibi", ALiBi(4)), ("learned", Learned(64, 250))):
         changed = tiny("Llama")
         install(changed, encoding)
         contents.learn(changed)
         changed.save_pretrained(place / name)
         byte_tokenizer().save_pretrained(place / name)
+    GPT2LMHeadModel(GPT2Config(vocab_size=600, n_positions=256, n_embd=32, n_layer=1, n_head=2)).save_pretrained(
+        place / "gpt2"
+    )
+    byte_tokenizer().save_pretrained(place / "gpt2")
     byte_tokenizer().save_pretrained(place)
     (place / "text.txt").write_text(story(200), encoding="utf-8")
     return place
@@ -102,6 +108,9 @@ def test_a_stopped_run_leaves_nothing(
         ("", {"plan": "{folder}/nowhere"}, "nowhere"),
         ("pope", {"plan": "{folder}/plan"}, "remove"),
         ("alibi", {}, "alibi"),
+        ("gpt2", {"length": "300"}, "gpt2 has positions for 256 tokens, 300 are wanted"),
+        ("learned", {"length": "251"}, "learned has positions for 250 tokens, 251 are wanted"),
+        ("learned", {}, "length=256: "),
         ("nothing", {}, "nothing"),
         ("", {"length": "20"}, "length"),
         ("", {"length": "90000"}, "tokens"),

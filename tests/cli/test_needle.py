@@ -7,13 +7,16 @@ from pathlib import Path
 import pytest
 from tests.evaluation.tiny_models import tiny
 from tests.tasks.tokenizers import byte_tokenizer, story
+from transformers import GPT2Config, GPT2LMHeadModel
 
 from ropewalk.cli.app import OK, USER_ERROR, main
+from ropewalk.encodings.absolute import Learned
 from ropewalk.encodings.rope import RoPE
 from ropewalk.evaluation.read import Reader
 from ropewalk.evaluation.score import Answer
 from ropewalk.evaluation.store import read_records
 from ropewalk.frequencies import NTK
+from ropewalk.hf import install
 from ropewalk.hf.plan import Plan
 
 
@@ -95,3 +98,25 @@ def test_bad_input_is_one_line_and_exit_2_and_nothing_written(
     error = capsys.readouterr().err.strip()
     assert said in error and "\n" not in error
     assert not list(tmp_path.iterdir())
+
+
+def test_a_model_whose_positions_end_is_asked_up_to_there(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    gpt2 = GPT2LMHeadModel(GPT2Config(vocab_size=600, n_positions=256, n_embd=32, n_layer=1, n_head=2))
+    learned = tiny("Llama")
+    install(learned, Learned(64, 250))
+    for name, model, longest in (("gpt2", gpt2, 256), ("learned", learned, 250)):
+        model.save_pretrained(tmp_path / name)
+        byte_tokenizer().save_pretrained(tmp_path / name)
+        capsys.readouterr()  # transformers shows a bar when it saves
+        given = {"text": str(folder / "text.txt"), "depths": "3", "out": str(tmp_path / f"{name}.jsonl")}
+        words = [str(tmp_path / name), *(f"--{option}={value}" for option, value in given.items())]
+        assert main(["needle", *words, f"--length={longest + 1}"]) == USER_ERROR
+        error = capsys.readouterr().err.strip()
+        assert f"length={longest + 1}: {tmp_path / name} has positions for {longest} tokens" in error
+        assert "\n" not in error and not (tmp_path / f"{name}.jsonl").exists()
+        assert main(["needle", *words, f"--length={longest}"]) == OK
+    # The length that is taken where none is given is named too.
+    assert main(["needle", str(tmp_path / "learned"), f"--text={folder / 'text.txt'}"]) == USER_ERROR
+    assert "length=256: " in capsys.readouterr().err

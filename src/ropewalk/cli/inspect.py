@@ -44,6 +44,7 @@ def inspect_model(
     from ropewalk.errors import ArgumentError
     from ropewalk.hf.loading import load_model
     from ropewalk.hf.plan import Plan
+    from ropewalk.hf.reach import check_reach, reach
     from ropewalk.report.inspect_page import write_inspection
     from ropewalk.tasks.haystack import read_text
     from ropewalk.tasks.needle import NeedleTask
@@ -53,7 +54,9 @@ def inspect_model(
     saved = Plan.from_pretrained(plan) if plan else None
     haystack = read_text(text)
     loaded, tokenizer = load_model(model, revision=revision or None, trust_remote_code=trust_remote_code)
-    task = NeedleTask(haystack, length or _default_length(loaded), depths=1, protocol="single")
+    tokens = length or _default_length(loaded)
+    check_reach(model, reach(loaded), "length", tokens, tokens)
+    task = NeedleTask(haystack, tokens, depths=1, protocol="single")
     prompt = task.prompts(tokenizer, 1)[0]
     question = prompt.questions[0]
     ids = _tensor((*prompt.haystack_ids, *question.ids))

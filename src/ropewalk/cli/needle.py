@@ -36,6 +36,7 @@ def measure_needles(
     from ropewalk.hf.fingerprint import describe
     from ropewalk.hf.loading import load_model
     from ropewalk.hf.plan import Plan
+    from ropewalk.hf.reach import check_reach, reach
     from ropewalk.tasks.haystack import read_text
     from ropewalk.tasks.needle import NeedleTask
 
@@ -43,11 +44,13 @@ def measure_needles(
     haystack = read_text(text)
     loaded, tokenizer = load_model(model, revision=revision or None, trust_remote_code=trust_remote_code)
     about = describe(loaded)
-    if not (length or about["original_length"]):
+    tokens = length or about["original_length"]
+    if not tokens:
         raise ArgumentError("length", length, "give it in tokens; the model's config doesn't tell its training length")
+    check_reach(model, reach(loaded), "length", tokens, tokens)
     task = NeedleTask(
         haystack,
-        length or about["original_length"],
+        tokens,
         depths=depths,
         protocol=protocol,
         setting=setting,

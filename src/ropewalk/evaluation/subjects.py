@@ -14,7 +14,6 @@ from torch import nn
 from ropewalk.encodings.base import Encoding
 from ropewalk.encodings.per_layer import PerLayer
 from ropewalk.encodings.rope import RoPE
-from ropewalk.encodings.xpos import XPos
 from ropewalk.errors import ArgumentError, DamagedFileError, UnsupportedModelError
 from ropewalk.evaluation.candidates import is_rope, rotation_to_stretch
 from ropewalk.files import one_line_errors
@@ -22,6 +21,7 @@ from ropewalk.hf.content import is_own
 from ropewalk.hf.fingerprint import describe
 from ropewalk.hf.handle import handle_of
 from ropewalk.hf.loading import load, load_model
+from ropewalk.hf.reach import check_reach, reach
 from ropewalk.tasks.characters import tokenizer_of
 from ropewalk.tasks.language import CHARACTERS, Language
 
@@ -90,10 +90,7 @@ class Subject:
 
     def check_length(self, argument: str, value: Any, length: int) -> None:
         """Refuse lengths past the end of the model's positions; `argument` and `value` say what asked for them."""
-        if self.longest is not None and length > self.longest:
-            has = f"{self.name} has positions for {self.longest:,} tokens, {length:,} are wanted"
-            remedy = f"{has}; ask for less, or leave it out"
-            raise ArgumentError(argument, value, remedy)
+        check_reach(self.name, self.longest, argument, value, length)
 
 
 class Subjects:
@@ -146,7 +143,7 @@ class Subjects:
             learned=_learned(model),
             rotation=rotation,
             stretched=stretched,
-            longest=_longest(model, encoding, about["original_length"]),
+            longest=reach(model),
             vocabulary=model.get_input_embeddings().num_embeddings,
         )
 
@@ -239,15 +236,3 @@ def _learned(model: nn.Module) -> str:
         digest.update(name.encode())
         digest.update(parameter.detach().float().cpu().numpy().tobytes())
     return digest.hexdigest() if own else ""
-
-
-def _longest(model: Any, encoding: Encoding | None, trained: int | None) -> int | None:
-    """Where a model's positions end: its table of them, or what its encoding can count to."""
-    if encoding is not None:
-        table: int | None = getattr(encoding, "max_positions", None)
-        return encoding.last_position + 1 if isinstance(encoding, XPos) else table
-    tokens = model.get_input_embeddings()
-    tables = [m for m in model.modules() if isinstance(m, nn.Embedding) and m is not tokens]
-    # Some tables begin with two places that aren't positions.
-    has_table = trained is not None and any(trained <= m.num_embeddings <= trained + 2 for m in tables)
-    return trained if has_table else None

@@ -1,0 +1,40 @@
+"""Where a model's positions end: a table of them, or what its encoding can count to."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+
+from ropewalk.encodings.absolute import Learned
+from ropewalk.encodings.xpos import XPos
+from ropewalk.errors import ArgumentError
+from ropewalk.hf.fingerprint import describe
+from ropewalk.hf.handle import handle_of
+
+
+def reach(model: Any) -> int | None:
+    """How many tokens a model can read, by its installed encoding or by its own table; None for no end."""
+    handle = handle_of(model)
+    if handle is not None and handle.encoding is not None:
+        encoding = handle.encoding
+        if isinstance(encoding, XPos):
+            return encoding.last_position + 1
+        return encoding.max_positions if isinstance(encoding, Learned) else None
+    trained: int | None = describe(model)["original_length"]
+    tokens = model.get_input_embeddings()
+    tables = [m for m in model.modules() if isinstance(m, nn.Embedding) and m is not tokens]
+    # Some tables begin with two places that aren't positions.
+    has_table = trained is not None and any(trained <= m.num_embeddings <= trained + 2 for m in tables)
+    return trained if has_table else None
+
+
+def check_reach(name: str, longest: int | None, argument: str, value: Any, length: int) -> None:
+    """Refuse lengths past the end of a model's positions, in tokens; `argument` and `value` say what asked for them.
+
+    Raises:
+        ArgumentError: `length` is more than `longest`; the model is called by `name`.
+    """
+    if longest is not None and length > longest:
+        has = f"{name} has positions for {longest:,} tokens, {length:,} are wanted"
+        raise ArgumentError(argument, value, f"{has}; ask for less, or take a model that reaches further")

@@ -1,0 +1,62 @@
+"""Where the positions of models end."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from tests.evaluation.tiny_models import tiny
+from transformers import GPT2Config, GPT2LMHeadModel, OPTConfig, OPTForCausalLM
+
+from ropewalk.encodings.absolute import Learned
+from ropewalk.encodings.alibi import ALiBi
+from ropewalk.encodings.base import Encoding
+from ropewalk.encodings.dual_chunk import DualChunk
+from ropewalk.encodings.rope import RoPE
+from ropewalk.encodings.xpos import XPos
+from ropewalk.errors import ArgumentError
+from ropewalk.hf import installed
+from ropewalk.hf.reach import check_reach, reach
+
+
+def test_a_models_own_table_ends() -> None:
+    gpt2 = GPT2LMHeadModel(GPT2Config(vocab_size=64, n_positions=40, n_embd=32, n_layer=1, n_head=2))
+    opt = OPTConfig(
+        vocab_size=64,
+        hidden_size=32,
+        word_embed_proj_dim=32,
+        ffn_dim=32,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        max_position_embeddings=48,
+    )
+    assert reach(gpt2) == 40 and reach(OPTForCausalLM(opt)) == 48
+    assert reach(tiny("Llama")) is None
+    # The tokens' vectors aren't a table of positions, however many there are.
+    assert reach(tiny("Llama", vocab_size=256)) is None
+
+
+@pytest.mark.parametrize(
+    ("encoding", "longest"),
+    [
+        (Learned(64, 100), 100),
+        (XPos(16), XPos(16).last_position + 1),
+        (ALiBi(4), None),
+        # Its last position is one between a query and a key, which a text of any length has.
+        (DualChunk(RoPE(16), chunk_size=32), None),
+    ],
+)
+def test_an_encoding_says_where_it_ends_while_it_is_installed(encoding: Encoding, longest: int | None) -> None:
+    model = tiny("Llama")
+    with installed(model, encoding):
+        assert reach(model) == longest
+    assert reach(model) is None
+
+
+@pytest.mark.parametrize("longest", [None, 96, 64])
+def test_lengths_past_the_end_are_refused(longest: Any) -> None:
+    if longest == 64:
+        with pytest.raises(ArgumentError, match=r"^furthest=3: m has positions for 64 tokens, 96 are wanted; ask for"):
+            check_reach("m", longest, "furthest", 3, 96)
+    else:
+        check_reach("m", longest, "furthest", 3, 96)
