@@ -274,7 +274,9 @@ def test_a_hundred_thousand_cells_are_opened_and_summarised_in_three_seconds(tmp
     made_up(tmp_path, 100_000)
     began = time.process_time()
     found = summarise(Cells(tmp_path))
-    assert time.process_time() - began < 3.0
+    seconds = time.process_time() - began
+    print(f"{seconds:.2f} s of processor time")  # pytest -rP shows it, for results/evaluation-speed.md
+    assert seconds < 3.0
     assert sum(row.prompts for comparison in found for row in comparison.rows) == 100_000
 
 
