@@ -15,12 +15,14 @@ from ropewalk.evaluation.cells import Cell, Cells
 from ropewalk.evaluation.cluster_sums import difference_of, mean_of, share_of
 from ropewalk.evaluation.compare import compare, summarise
 from ropewalk.evaluation.content import prompts_a_draw
-from ropewalk.evaluation.grid import Condition
+from ropewalk.evaluation.grid import Condition, Windows
 from ropewalk.evaluation.score import Answer, Estimate, mean_interval, paired_difference, proportion_interval
+from ropewalk.tasks.haystack import text_of
 from ropewalk.tasks.many_shot import ManyShotTask
 from ropewalk.tasks.questions import Problem, problems_of
 
 WHERE = Condition("m", "needle", 300)
+TEXT = text_of("Some text.", "some")
 CLUSTERS = st.lists(st.lists(st.tuples(st.floats(0, 9), st.booleans()), min_size=1, max_size=4), min_size=2, max_size=6)
 
 
@@ -158,6 +160,24 @@ def test_models_and_tasks_of_one_name_are_told_apart(tmp_path: Path) -> None:
         ("m (bbbbbbbb)", 1): 12.0,
     }
     assert len(names) == 2 and all(name.startswith("needle (") for name in names)
+
+
+def test_cells_that_may_have_asked_the_same_are_never_added_up(tmp_path: Path) -> None:
+    """Seeds of one comparison share out problems and windows; another config's seeds may take the same again."""
+    problems = problems_of([Problem(f"q {i}", "1", "", f"p {i}") for i in range(8)], "p")
+    shared = [ManyShotTask(problems, 300, seed=seed, seeds=(0, 1)).to_dict() for seed in (0, 1)]
+    alone = [ManyShotTask(problems, 300, seed=seed).to_dict() for seed in (0, 1)]
+    others = [ManyShotTask(problems, 300, seed=seed, seeds=(2, 3)).to_dict() for seed in (2, 3)]
+    windows = [Windows(TEXT, 300, *place).to_dict() for place in ((0, 1), (0, 2), (1, 2))]
+    tasks = {f"{i:016x}": content for i, content in enumerate([*shared, *alone, *others, *windows])}
+    with Cells(tmp_path) as cells:
+        cells.define("plan", "f" * 16, {}, "plain")
+        for name, content in tasks.items():
+            cells.define("task", name, content, "a task")
+            cells.put(name, ("m", "f" * 16, name), 1000, [], 1.0, nll=float(int(name, 16)))
+        found = sorted(c.rows[0].nll.mean for c in summarise(cells))
+    # shared together, each alone, the others together, one window alone, two windows together
+    assert found == [0.5, 2.0, 3.0, 4.5, 6.0, 7.5]
 
 
 def test_what_rounding_may_make_is_neither_better_nor_worse() -> None:

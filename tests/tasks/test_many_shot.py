@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from tests.tasks.tokenizers import byte_tokenizer, story, word_tokenizer
 
 from ropewalk.errors import ArgumentError
+from ropewalk.evaluation.content import content_hash
 from ropewalk.tasks.many_shot import ManyShotTask
 from ropewalk.tasks.prompts import REPORT_FIRST
 from ropewalk.tasks.questions import Problem, problems_of
@@ -28,6 +29,13 @@ KINDS = {
     "bytes, chat": byte_tokenizer(chat=True),
 }
 PINNED = ["a.jsonl:4", "a.jsonl:17"]
+# What a seed by itself asks and is named by: published records depend on it.
+RECORDED = {
+    ("single", 0): "ffed1dbb0fa7758c",
+    ("single", 3): "e88db84b043cf5f9",
+    ("multi", 0): "2b45b000afdfdedf",
+    ("multi", 3): "1458310505766585",
+}
 
 
 def task(length=2000, **fields):
@@ -213,6 +221,38 @@ class TestOrder:
         assert [p.questions[0].key for p in once[::5]] == PINNED
 
 
+class TestSeeds:
+    @pytest.mark.parametrize("first", [0, REPORT_FIRST])
+    @pytest.mark.parametrize(("protocol", "number", "problems"), [("single", 10, 15), ("multi", 2, 12)])
+    def test_seeds_of_one_comparison_ask_other_problems(self, protocol, number, problems, first):
+        seeds, asked = (4, 0, 9), set()
+        for seed in seeds:
+            one = task(depths=["none", 0], protocol=protocol, seed=seed, seeds=seeds)
+            asked |= {q.key for p in one.prompts(word_tokenizer(), number, first=first) for q in p.questions}
+        assert len(asked) == problems  # of the half's 17
+
+    def test_too_few_problems_for_all_seeds_say_so_in_a_line(self):
+        half = len(PROBLEMS.problems) // 2
+        one = task(depths=["none"], seed=1, seeds=(0, 1))
+        assert one.prompts(word_tokenizer(), half // 2, first=REPORT_FIRST)
+        with pytest.raises(ArgumentError, match=f"enough for {half // 2} prompts of each of 2 seeds, not for") as error:
+            one.prompts(word_tokenizer(), 1, first=REPORT_FIRST + half // 2)
+        assert "fewer prompts, seeds or depths" in str(error.value) and "\n" not in str(error.value)
+
+    @pytest.mark.parametrize(("protocol", "seed"), RECORDED)
+    def test_a_seed_by_itself_asks_what_it_always_did(self, protocol, seed):
+        for alone in ((), (seed,)):
+            one = task(1500, depths=["none", 0, 1], protocol=protocol, seed=seed, seeds=alone)
+            prompts = [p for first in (0, REPORT_FIRST) for p in one.prompts(word_tokenizer(), 4, first=first)]
+            found = content_hash([one.to_dict(), [dataclasses.asdict(p) for p in prompts]])
+            assert found.startswith(RECORDED[protocol, seed])
+
+    @pytest.mark.parametrize("seeds", [(1, 2), (0, 0)])
+    def test_seeds_without_its_own_or_with_one_twice_are_refused(self, seeds):
+        with pytest.raises(ArgumentError, match="seeds="):
+            task(seed=0, seeds=seeds)
+
+
 class TestTask:
     def test_depths_as_they_may_be_written(self):
         assert task(depths=["none", 0, "1/4", "0.5", 1]).depths == (None, 0.0, 0.25, 0.5, 1.0)
@@ -229,8 +269,8 @@ class TestTask:
             task(depths=depths)
 
     def test_to_dict_is_json_and_complete(self):
-        data = json.loads(json.dumps(task(seed=4).to_dict()))
-        assert data.keys() == {f.name for f in dataclasses.fields(ManyShotTask)}
+        data = json.loads(json.dumps(task(seed=4, seeds=(2, 4)).to_dict()))
+        assert data.keys() == {f.name for f in dataclasses.fields(ManyShotTask)} and data["seeds"] == [2, 4]
         assert data["problems"] == {
             "name": "a.jsonl",
             "fingerprint": PROBLEMS.fingerprint,

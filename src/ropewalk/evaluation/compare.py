@@ -12,7 +12,7 @@ import numpy as np
 from ropewalk.errors import ArgumentError
 from ropewalk.evaluation.cells import Cell, Cells
 from ropewalk.evaluation.cluster_sums import Numbers, difference_of, mean_of, share_of
-from ropewalk.evaluation.content import SEEDS, prompts_a_draw, reference
+from ropewalk.evaluation.content import of_all_seeds, prompts_a_draw, reference
 from ropewalk.evaluation.grid import Condition
 from ropewalk.evaluation.score import Estimate, holm
 from ropewalk.evaluation.sweep_config import PLAIN
@@ -161,8 +161,8 @@ def _where(cells: Cells, model: str, task: str) -> _Where:
     defined = cells.definition("task", task)
     content = defined.get("content", {})
     name = cells.definition("model", model).get("name", model)
-    of_all_seeds = reference({key: value for key, value in content.items() if key not in SEEDS})
-    return _Where(model, of_all_seeds, Condition(name, defined.get("name", task), int(content.get("length", 0))))
+    together = reference(of_all_seeds(content))
+    return _Where(model, together, Condition(name, defined.get("name", task), int(content.get("length", 0))))
 
 
 def _condition(place: _Where, places: Sequence[_Where]) -> Condition:

@@ -9,8 +9,6 @@ from typing import Any
 
 # Raised whenever a change of ropewalk changes measured answers: cells of before are then measured again.
 RESULTS = 2
-# What tells the seeds of one task apart, among all that it is named by.
-SEEDS = ("seed", "rank", "seeds")
 
 
 def content_hash(content: Any) -> str:
@@ -27,6 +25,16 @@ def reference(content: Mapping[str, Any]) -> str:
 def cell_key(model: str, plan: str, task: str, prompt: int) -> str:
     """The hash of a cell, from the references of its model, plan and task and the number of its prompt."""
     return content_hash({"results": RESULTS, "model": model, "plan": plan, "task": task, "prompt": prompt})
+
+
+def of_all_seeds(task: Mapping[str, Any]) -> dict[str, Any]:
+    """What a task is named by but for what tells its seeds apart: cells with the same are one comparison's.
+
+    Seeds that share out a source say among which they do (`seeds`). A many-shot seed that doesn't asks from all
+    problems, perhaps the same as another one, so it stays by itself.
+    """
+    is_alone = "problems" in task and "seeds" not in task
+    return {name: value for name, value in task.items() if is_alone or name not in ("seed", "rank")}
 
 
 def prompts_a_draw(task: Mapping[str, Any]) -> int:

@@ -47,6 +47,9 @@ class ManyShotTask:
     the same examples: one reading answers as many questions as there are depths. One half of the problems, the same
     for all seeds, is asked by prompts under REPORT_FIRST, the other by those from there on, counted from 0 again.
 
+    seeds: all those that are compared together, this one among them; each asks from a share of the problems of its own,
+    so that no problem counts twice. A seed by itself, the default, asks from all.
+
     A prompt has as many whole examples as fit, drawn from all problems but those asked, and before them the end of one
     more, cut so that the length is exact for the longest question. Raises ArgumentError for values that can't be used.
     """
@@ -57,6 +60,7 @@ class ManyShotTask:
     protocol: str = "single"
     seed: int = 0
     use_chat_template: bool = True
+    seeds: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         if self.length < 1:
@@ -68,6 +72,9 @@ class ManyShotTask:
         object.__setattr__(self, "depths", tuple(_depth(one) for one in each))
         if not self.depths or len({_spelled(depth) for depth in self.depths}) < len(self.depths):
             raise ArgumentError("depths", given, "must be distinct, and at least one")
+        object.__setattr__(self, "seeds", tuple(self.seeds) or (self.seed,))
+        if self.seed not in self.seeds or len(set(self.seeds)) < len(self.seeds):
+            raise ArgumentError("seeds", self.seeds, f"must be distinct, {self.seed} among them")
 
     @property
     def setting(self) -> str:
@@ -75,8 +82,12 @@ class ManyShotTask:
         return "original"
 
     def to_dict(self) -> dict[str, Any]:
-        """A JSON-ready dict of every field; of the problems their name, fingerprint and number."""
-        return {
+        """A JSON-ready dict of every field; of the problems their name, fingerprint and number.
+
+        A seed by itself has no `seeds` there, as it asks what it did before there were shares: its records still count.
+        """
+        together = {"seeds": list(self.seeds)} if len(self.seeds) > 1 else {}
+        return together | {
             "problems": self.problems.to_dict(),
             "length": self.length,
             "depths": list(self.depths),
@@ -152,14 +163,16 @@ class ManyShotTask:
     def _asked(self, index: int) -> tuple[str, list[tuple[Problem, Depth]]]:
         """(what the examples are drawn by, the problems asked with their depths) of prompt `index`."""
         half, place = halved(index)
-        found, depths = _shuffled(self.problems.problems, "halves")[half::2], self.depths
+        share, depths = self.seeds.index(self.seed), self.depths
+        found = _shuffled(self.problems.problems, "halves")[half::2][share :: len(self.seeds)]
         number, which = (place, 0) if self.protocol == "multi" else divmod(place, len(depths))
         first, chosen = (place * len(depths), depths) if self.protocol == "multi" else (number, (depths[which],))
         if first + len(chosen) > len(found):
             most = len(found) // len(depths) if self.protocol == "multi" else len(found) * len(depths)
+            each = f" of each of {len(self.seeds)} seeds" if len(self.seeds) > 1 else ""
             remedy = (
-                f"the half of its problems that {HALVES[half]}s has enough for {most:,} prompts, not for number "
-                f"{place + 1}; give more problems, or ask for fewer prompts or depths"
+                f"the half of its problems that {HALVES[half]}s has enough for {most:,} prompts{each}, not for number "
+                f"{place + 1}; give more problems, or ask for fewer prompts, {'seeds ' if each else ''}or depths"
             )
             raise ArgumentError("questions", self.problems.name, remedy)
         asked = _shuffled(found, f"asked/{self.seed}")[first : first + len(chosen)]

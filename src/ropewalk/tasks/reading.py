@@ -101,7 +101,7 @@ _KINDS = {
     ),
     "many_shot": ReadingKind(
         "answer a problem after many worked examples, itself among them at set depths or left out",
-        {"questions": "", "question_field": "", "answer_field": ""} | _fields(ManyShotTask, "problems"),
+        {"questions": "", "question_field": "", "answer_field": ""} | _fields(ManyShotTask, "problems", "seeds"),
         _many_shot,
         required=("questions",),
     ),
