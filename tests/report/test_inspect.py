@@ -37,6 +37,7 @@ from ropewalk.report.inspect import (
     verdict,
 )
 from ropewalk.report.inspect_page import inspect_page, write_inspection
+from ropewalk.report.page import Picture
 
 IDS = torch.arange(110) * 37 % 590 + 3
 HOSTILE = "</script><script>alert(1)</script>"
@@ -186,14 +187,36 @@ def test_a_map_without_values_to_tell_apart_and_bands_outside_cones_are_drawn(fo
         draw(seen).savefig(io.BytesIO(), dpi=30)
 
 
-def test_phases_a_turn_apart_look_alike(polar: Inspection) -> None:
-    turned = dataclasses.replace(polar, tensors={**polar.tensors, "delta": polar["delta"] + 2 * torch.pi})
-    shown = [head_figures.delta(one).axes[0].images[0] for one in (polar, turned)]
-    colours = [image.cmap(image.norm(image.get_array().filled())) for image in shown]
-    assert colours[0] == pytest.approx(colours[1], abs=0.02)
-    assert (shown[0].norm.vmin, shown[0].norm.vmax) == (pytest.approx(-2 * torch.pi), 0.0)
-    ends = shown[0].cmap([0.0, 1.0])
-    assert ends[0] == pytest.approx(ends[1], abs=0.02)
+def drawn_delta(found: Inspection, delta: Tensor) -> Any:
+    """The figure of PoPE's phases with other phases in it."""
+    return head_figures.delta(dataclasses.replace(found, tensors={**found.tensors, "delta": delta}))
+
+
+def test_phases_are_drawn_within_half_a_turn_of_none_whatever_turns_they_have(polar: Inspection) -> None:
+    delta = polar["delta"].clone()
+    delta[0, 0, :4] = torch.tensor([-0.79, -5.50, 4.0, 0.0])
+    for turns in (-1, 0, 2):
+        image = drawn_delta(polar, delta + 2 * torch.pi * turns).axes[0].images[0]
+        shown = torch.from_numpy(image.get_array().filled())
+        assert torch.allclose(shown, torch.atan2(delta.sin(), delta.cos()).flatten(0, 1), atol=1e-5)
+        assert shown[0, :4].tolist() == pytest.approx([-0.79, 0.7832, -2.2832, 0.0], abs=1e-4)
+        assert image.get_clim() == (-torch.pi, torch.pi)
+
+
+def test_phases_can_be_told_apart_in_grey(polar: Inspection) -> None:
+    image = drawn_delta(polar, polar["delta"]).axes[0].images[0]
+    colours = image.cmap(image.norm(torch.linspace(-torch.pi, torch.pi, 100).numpy()))[:, :3]
+    luminance = colours @ [0.2126, 0.7152, 0.0722]
+    assert (luminance[1:] > luminance[:-1]).all()
+
+
+def test_the_picture_of_phases_names_its_unit_and_the_page_says_that_it_wraps(polar: Inspection) -> None:
+    figure = drawn_delta(polar, polar["delta"])
+    assert [axes.get_ylabel() for axes in figure.axes] == ["layer.key head", "radians"]
+    (caption,) = [
+        part.caption for part in inspect_page(polar, "x", {"delta": b"<svg/>"}).parts if isinstance(part, Picture)
+    ]
+    assert "-π to π" in caption and "same phase" in caption
 
 
 def test_the_colours_of_maps_go_from_dark_to_bright() -> None:

@@ -15,7 +15,6 @@ from ropewalk.report.figures import finish
 from ropewalk.report.marks import COLOURS
 
 _MAP = "viridis"  # from dark to bright without a break
-_CIRCLE = "twilight"  # -2 pi and 0 are one phase, so they have one colour
 _PLURAL = {"query": "queries", "key": "keys"}
 _MARKS = {"query": ("o", COLOURS[1]), "key": ("^", COLOURS[2])}
 _SHOWN_SCORES: tuple[tuple[str, str, int | None], ...] = (
@@ -173,16 +172,18 @@ def needle(found: Inspection) -> Any:
 
 
 def delta(found: Inspection) -> Any:
-    """PoPE's learned phase in one turn, a row a key head and a column a channel; None without one."""
+    """PoPE's learned phase in [-pi, pi), a row a key head and a column a channel; None without one."""
     if "delta" not in found:
         return None
     values = found["delta"].flatten(0, 1)
     groups = found["delta"].shape[1]
     figure, (axes,) = _panels(1, 1, (7.0, _height(len(values))))
     names = [f"{layer}.{group}" for layer in found.layers for group in range(groups)]
-    turn = 2 * math.pi
-    title = "PoPE's delta, radians; bright: no shift"
-    _map(figure, axes, -(-values).remainder(turn), names, title, (-turn, 0.0), _CIRCLE)
+    # A map that closes like the circle has each brightness twice: in grey a shift and its opposite would look alike.
+    signed = (values + math.pi).remainder(2 * math.pi) - math.pi
+    bar = _map(figure, axes, signed, names, "PoPE's delta, wrapped into -π to π", (-math.pi, math.pi))
+    bar.set_label("radians", fontsize=8)
+    bar.set_ticks([-math.pi, -math.pi / 2, 0.0, math.pi / 2, math.pi], labels=["-π", "-π/2", "0", "π/2", "π"])
     axes.set(xlabel="channel (0 = fastest)", ylabel="layer.key head")
     return figure
 
@@ -217,12 +218,11 @@ def _map(
     rows: Any,
     title: str,
     bounds: tuple[float | None, float | None] = (None, None),
-    colours: str = _MAP,
-) -> None:
-    """A heat map whose rows are named, with its scale beside it."""
+) -> Any:
+    """A heat map whose rows are named, with its scale beside it, which is returned."""
     # Pixels in an SVG too: a square a cell would make large files.
     image = axes.imshow(
-        values.numpy(), aspect="auto", cmap=colours, vmin=bounds[0], vmax=bounds[1], interpolation="nearest"
+        values.numpy(), aspect="auto", cmap=_MAP, vmin=bounds[0], vmax=bounds[1], interpolation="nearest"
     )
     step = max(1, math.ceil(len(rows) / 16))
     axes.set_yticks(range(0, len(rows), step), [str(rows[i]) for i in range(0, len(rows), step)])
@@ -230,3 +230,4 @@ def _map(
     axes.tick_params(labelsize=8)
     bar = figure.colorbar(image, ax=axes, pad=0.02)
     bar.ax.tick_params(labelsize=7)
+    return bar

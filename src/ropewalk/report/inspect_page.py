@@ -49,7 +49,12 @@ _SECTIONS = {
         "matrix is at least N βmin² |k|² cos² γ (DoPE, arXiv 2511.09146). Elsewhere the bound says nothing.",
     ),
     "needle": ("The needle", "Layer by head: attention from the answer's place to the needle.", ""),
-    "delta": ("PoPE's delta", "PoPE's learned phase by key head and channel.", ""),
+    "delta": (
+        "PoPE's delta",
+        "PoPE's learned phase by key head and channel.",
+        "Radians, wrapped into -π to π: whole turns, which change nothing, are left out, so the darkest and the "
+        "brightest colour are the same phase, half a turn.",
+    ),
 }
 
 
