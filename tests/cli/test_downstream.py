@@ -79,6 +79,10 @@ def test_models_and_a_plan_are_measured_compared_and_kept(
     assert calls == [] and (out / "results.jsonl").read_text() == before
     assert run(place, "llama", out=out, words="{place}/words.txt") == OK
     assert len(calls) == 1 and (out / "results.jsonl").read_text().startswith(before)
+    (out / "results.jsonl").write_text(before.replace('"key"', '"kay"', 1))
+    capsys.readouterr()
+    assert run(place, "llama", "rope/seed-0", out=out, **given) == OK
+    assert len(calls) == 2 and f"{out}/results.jsonl: line 2 is damaged and skipped" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

@@ -65,6 +65,11 @@ def test_needles_are_measured_kept_and_shown(
     monkeypatch.setattr(Reader, "answers", lambda *args: (calls.append(1), real(*args))[1])
     assert run(folder, prompts="3", out=str(tmp_path / "a.jsonl")) == OK
     assert len(calls) == 1 and answers(tmp_path / "a.jsonl")[:6] == found
+    kept = (tmp_path / "a.jsonl").read_text()
+    (tmp_path / "a.jsonl").write_text(kept.replace('{"key"', '{"key', 1))
+    capsys.readouterr()
+    assert run(folder, prompts="3", out=str(tmp_path / "a.jsonl")) == OK
+    assert len(calls) == 2 and f"{tmp_path}/a.jsonl: line 2 is damaged and skipped" in capsys.readouterr().out
 
 
 def test_what_a_model_says_is_shown_as_it_is(

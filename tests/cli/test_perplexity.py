@@ -123,3 +123,20 @@ def test_a_folder_of_other_windows_is_refused(place: Path, tmp_path: Path, capsy
     assert run(place, "rope/seed-0", out=tmp_path / "o", seed="1") == USER_ERROR
     assert "was made with other books.seed" in capsys.readouterr().err
     assert (tmp_path / "o" / "results.jsonl").read_bytes() == before
+
+
+def test_a_damaged_line_is_told_and_its_window_read_again(
+    place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert run(place, "rope/seed-0", out=tmp_path / "o") == OK
+    found = json.loads((tmp_path / "o" / "summary.json").read_text())["arms"]
+    results = tmp_path / "o" / "results.jsonl"
+    lines = results.read_text().splitlines()
+    results.write_text("\n".join([lines[0], lines[1][:40], *lines[2:]]) + "\n")
+    calls: list[int] = []
+    real = Reading.nats
+    monkeypatch.setattr(Reading, "nats", lambda *args: (calls.append(1), real(*args))[1])
+    capsys.readouterr()
+    assert run(place, "rope/seed-0", out=tmp_path / "o") == OK
+    assert len(calls) == 1 and json.loads((tmp_path / "o" / "summary.json").read_text())["arms"] == found
+    assert capsys.readouterr().out.count(f"{results}: line 2 is damaged and skipped") == 1

@@ -3,6 +3,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 import subprocess
 import sys
 import textwrap
@@ -93,17 +94,43 @@ class TestStore:
             assert len(store.records()) == 3
             assert path.read_bytes() == whole
 
-    def test_a_damaged_line_in_the_middle_is_named(self, tmp_path):
+    def test_a_damaged_line_is_named_and_skipped_and_what_it_held_can_be_appended_again(self, tmp_path):
         path = filled(tmp_path / "run.jsonl")
         lines = path.read_bytes().split(b"\n")
         for damage in (b'{"key": "k1", "nl', b"", b"\xff\xfe", b"[1]", b'{"nll": 1}', b'{"key": "k0"}'):
             path.write_bytes(b"\n".join([lines[0], lines[1], damage, *lines[3:]]))
             before = path.read_bytes()
-            with pytest.raises(DamagedFileError, match="line 3 is damaged"):
+            told = rf"{path}: line 3 is damaged and skipped"
+            with pytest.warns(UserWarning, match=told):
+                assert [r["key"] for r in read_records(path)[1]] == ["k0", "k2"]
+            with Store(path, SETTINGS) as store:
+                assert store.damaged == (3,) and re.match(told, store.damage)
+                assert store.records()[0]["nll"] == 0.0  # of two with one key the first counts
+                assert not store.has("k1") and path.read_bytes() == before
+                store.append({"key": "k1", "nll": 9.0})
+            with Store(path, SETTINGS) as store:
+                assert [r["key"] for r in store.records()] == ["k0", "k2", "k1"] and store.damaged == (3,)
+                assert path.read_bytes().startswith(before)
+
+    def test_damaged_lines_are_told_in_one_line_however_many(self, tmp_path):
+        path = filled(tmp_path / "run.jsonl")
+        with Store(path, SETTINGS) as store:
+            assert store.damage == ""
+        path.write_bytes(path.read_bytes() + b"x\n" * 12)
+        with Store(path, SETTINGS) as store:
+            assert store.damaged == tuple(range(5, 17)) and len(store.records()) == 3
+            told = "12 lines are damaged and skipped (5, 6, 7, 8, 9, 10, 11, 12, 13, 14, ...)"
+            assert store.damage.startswith(f"{path}: {told}; what they held is measured again")
+
+    def test_a_damaged_header_is_refused(self, tmp_path):
+        path = filled(tmp_path / "run.jsonl")
+        lines = path.read_bytes().split(b"\n")
+        for damage in (lines[0][:-5], b"", lines[0].replace(b"settings", b"settinks")):
+            path.write_bytes(b"\n".join([damage, *lines[1:]]))
+            with pytest.raises(DamagedFileError, match="isn't a file of records"):
                 Store(path, SETTINGS)
-            with pytest.raises(DamagedFileError, match="line 3"):
+            with pytest.raises(DamagedFileError, match="isn't a file of records"):
                 read_records(path)
-            assert path.read_bytes() == before
 
     @pytest.mark.parametrize("content", ["hello", "hello\n", '{"format": "other"}\n', "[]\n"])
     def test_another_file_is_left_alone(self, tmp_path, content):

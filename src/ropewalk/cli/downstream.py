@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
-from ropewalk.cli.options import given_command, plain_console, prepared_folder, text_table
+from ropewalk.cli.options import given_command, plain_console, prepared_folder, tell_damage, text_table
 from ropewalk.cli.several import Counted
 
 if TYPE_CHECKING:
@@ -57,6 +57,7 @@ def measure_downstream(
     folder = prepared_folder(out)
     progress = Counted(console, len(work), [row.name for row in rows])
     with Store(folder / "results.jsonl", {"kind": "downstream"}) as store, progress.shown():
+        tell_damage(console, store)
         found = measure(rows, subjects, work, store, progress.start, progress.done)
     sources = {name: source for name, source in (("pairs", pairs), ("words", words)) if source}
     judgement = Judgement(sources, tuple(rows), tuple(groups(found, held)), unknown)

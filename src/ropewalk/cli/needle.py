@@ -11,7 +11,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from ropewalk.cli.options import plain_console
+from ropewalk.cli.options import plain_console, tell_damage
 
 
 def measure_needles(
@@ -71,6 +71,8 @@ def _answers(reader: Any, task: Any, number: int, out: str, settings: dict[str, 
 
     found: list[Any] = []
     with Store(Path(out), settings) if out else nullcontext() as store:
+        if store:
+            tell_damage(console, store)
         known = {record["key"]: record for record in store.records()} if store else {}
         with console.status("reading") as status:
             for index in range(number):

@@ -7,12 +7,16 @@ import re
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import typer
 from rich.console import Console
 from rich.table import Table
 
 from ropewalk.errors import ArgumentError
+
+if TYPE_CHECKING:
+    from ropewalk.evaluation.store import Store
 
 _UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0, "": 1.0}
 
@@ -39,6 +43,12 @@ def text_table(header: Iterable[str], rows: Iterable[Sequence[str]], title: str 
     for row in rows:
         table.add_row(*row)
     return table
+
+
+def tell_damage(console: Console, store: Store) -> None:
+    """Say which lines of a file of records are damaged, in one line; nothing where all are whole."""
+    if store.damage:
+        console.print(store.damage, soft_wrap=True)
 
 
 def prepared_folder(path: Path) -> Path:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
-from ropewalk.cli.options import given_command, plain_console, prepared_folder, text_table
+from ropewalk.cli.options import given_command, plain_console, prepared_folder, tell_damage, text_table
 from ropewalk.cli.several import Counted
 
 if TYPE_CHECKING:
@@ -69,6 +69,7 @@ def measure_perplexity(
     settings = {"books": books.to_dict(), "reading": reading.to_dict(), "tokens": drawn.fingerprint}
     progress = Counted(console, windows, [row.name for row in rows])
     with Store(folder / "results.jsonl", settings) as store, progress.shown():
+        tell_damage(console, store)
         found = measure(rows, subjects, reading, drawn, store, progress.start, progress.done)
     study = Study(books, reading, drawn.unknown, tuple(s.name for s in trained), tuple(found))
     write_report(study, folder, given_command(ctx, "perplexity", argument="models"))

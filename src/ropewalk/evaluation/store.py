@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -14,6 +16,8 @@ from ropewalk.files import lock, one_line_errors
 
 FORMAT = "ropewalk.records"
 VERSION = 1
+# Damaged lines that are named one by one.
+_NAMED = 10
 
 
 class Store:
@@ -21,15 +25,17 @@ class Store:
 
     The first line tells the format and the run's `settings`; each later line is a record, a dict with a
     string under "key" that no other record has. Opening a file that is there goes on where it stopped: a last
-    line that was cut off is dropped. Raises ArgumentError when the settings differ from the file's, another
-    process has it open, or the place can't be written; DamagedFileError when the file isn't such a file or a
-    line in it is damaged.
+    line that was cut off is dropped. A damaged line, or one whose key was there before, is skipped: `damaged` has the
+    numbers of those lines, from 1 on, and `damage` tells of them. They stay in the file; what they held can be
+    appended again. Raises ArgumentError when the settings differ from the file's, another process has it open, or the
+    place can't be written; DamagedFileError when the file isn't such a file, or its first line is damaged.
     """
 
     def __init__(self, path: str | Path, settings: dict[str, Any]):
         self.path = Path(path)
         self.settings = _through_json(settings, "settings")
         self._records: dict[str, dict[str, Any]] = {}
+        self.damaged: tuple[int, ...] = ()
         with one_line_errors(self.path):
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self._file = os.open(self.path, os.O_RDWR | os.O_CREAT | getattr(os, "O_BINARY", 0), 0o666)
@@ -59,6 +65,11 @@ class Store:
         """All records, in the order in which they were appended."""
         return list(self._records.values())
 
+    @property
+    def damage(self) -> str:
+        """One line that names the file and its damaged lines; empty where there are none."""
+        return _told(self.path, self.damaged)
+
     def close(self) -> None:
         """Close the file and let go of the lock; closing twice does nothing."""
         if self._file >= 0:
@@ -76,7 +87,7 @@ class Store:
     def _resume(self) -> None:
         with one_line_errors(self.path):
             content = _read_all(self._file)
-        header, self._records, whole = _parse(content, self.path)
+        header, self._records, self.damaged, whole = _parse(content, self.path)
         if whole < len(content):
             with one_line_errors(self.path):
                 os.ftruncate(self._file, whole)
@@ -108,14 +119,17 @@ class Store:
 def read_records(path: str | Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """(settings, records) of a store's file, read only, also while another process is appending to it.
 
-    Raises ArgumentError when the file can't be read, DamagedFileError when it isn't a store's or is damaged.
+    Damaged lines are skipped, with a warning that names them. Raises ArgumentError when the file can't be read,
+    DamagedFileError when it isn't a store's or its first line is damaged.
     """
     path = Path(path)
     with one_line_errors(path, "read"):
         content = path.read_bytes()
-    header, records, _ = _parse(content, path)
+    header, records, damaged, _ = _parse(content, path)
     if header is None:
         raise DamagedFileError(f"{path}: holds no records yet; let the run that makes it go on")
+    if damaged:
+        warnings.warn(_told(path, damaged), stacklevel=2)
     return header["settings"], list(records.values())
 
 
@@ -140,14 +154,14 @@ def _through_json(value: dict[str, Any], name: str) -> dict[str, Any]:
     return plain
 
 
-def _parse(content: bytes, path: Path) -> tuple[dict[str, Any] | None, dict[str, dict[str, Any]], int]:
-    """(header or None, records by key, length in bytes of the whole lines) of a file's content."""
+def _parse(content: bytes, path: Path) -> tuple[dict[str, Any] | None, dict[str, dict[str, Any]], tuple[int, ...], int]:
+    """(header or None, records by key, damaged lines, length in bytes of the whole lines) of a file's content."""
     whole = content.rfind(b"\n") + 1
     if whole == 0:
         start = f'{{"format": "{FORMAT}"'.encode()
         if not start.startswith(content[: len(start)]):
             raise DamagedFileError(f"{path}: isn't a file of records; choose another file")
-        return None, {}, 0
+        return None, {}, (), 0
     first, *lines = content[: whole - 1].split(b"\n")
     header = _line(first)
     if header is None or header.get("format") != FORMAT or not isinstance(header.get("settings"), dict):
@@ -157,12 +171,23 @@ def _parse(content: bytes, path: Path) -> tuple[dict[str, Any] | None, dict[str,
             f"{path}: has version {header.get('version')!r}, but this ropewalk reads version {VERSION}"
         )
     records: dict[str, dict[str, Any]] = {}
+    damaged: list[int] = []
     for number, line in enumerate(lines, start=2):
         record = _line(line)
         if record is None or not isinstance(record.get("key"), str) or record["key"] in records:
-            raise DamagedFileError(f"{path}: line {number} is damaged; delete that line to go on without it")
-        records[record["key"]] = record
-    return header, records, whole
+            damaged.append(number)
+        else:
+            records[record["key"]] = record
+    return header, records, tuple(damaged), whole
+
+
+def _told(path: Path, damaged: Sequence[int]) -> str:
+    if not damaged:
+        return ""
+    named = ", ".join(map(str, damaged[:_NAMED])) + (", ..." if len(damaged) > _NAMED else "")
+    lines = f"line {named} is" if len(damaged) == 1 else f"{len(damaged)} lines are"
+    which = "" if len(damaged) == 1 else f" ({named})"
+    return f"{path}: {lines} damaged and skipped{which}; what they held is measured again if it is wanted"
 
 
 def _line(line: bytes) -> dict[str, Any] | None:
