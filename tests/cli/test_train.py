@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -109,6 +110,55 @@ def test_data_that_is_missing_or_damaged_leaves_no_folder(tmp_path: Path, capsys
         error = capsys.readouterr().err.strip()
         assert said in error and "\n" not in error
     assert not (tmp_path / "o").exists()
+
+
+@pytest.fixture
+def music(tmp_path: Path) -> Path:
+    """A folder of three MIDI files and two that can't be used."""
+    symusic = pytest.importorskip("symusic")
+    pytest.importorskip("miditok")
+    folder = tmp_path / "music"
+    folder.mkdir()
+    for piece in range(3):
+        score, track = symusic.Score(480), symusic.Track(program=0, is_drum=False, name="t")
+        for i in range(12):
+            track.notes.append(symusic.Note(240 * i, 240, 50 + (i * (piece + 2)) % 20, 90))
+        score.tracks.append(track)
+        score.dump_midi(folder / f"{piece}.mid")
+    (folder / "empty.mid").write_bytes(b"")
+    (folder / "noise.mid").write_bytes(b"nonsense")
+    return folder
+
+
+def learn_music(folder: Path, out: Path, *words: str) -> int:
+    sizes = {k: v for k, v in QUICK.items() if not k.startswith("task.")} | {"task.length": 32}
+    settings = [word for key, value in sizes.items() for word in ("--set", f"{key}={value}")]
+    given = [f"--data={folder}", f"--out={out}", "--encoding=rope", "--seeds=1", "--steps=4"]
+    return main(["train", "--cpu", "--task=midi", *given, *settings, *words])
+
+
+def test_midi_files_that_are_left_out_are_told_in_a_line_and_kept_in_the_record(
+    tmp_path: Path, music: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "o"
+    assert learn_music(music, out) == OK
+    captured = capsys.readouterr()
+    (said,) = [line for line in captured.out.splitlines() if line.startswith("skipped: ")]
+    assert said.startswith("skipped: empty.mid (can't be parsed") and f" and 1 more; {out}/summary.json" in said
+    assert captured.out.index("skipped: ") < captured.out.index("rope, seed 0") and captured.err == ""
+    left_out = json.loads((out / "summary.json").read_text())["left_out"]
+    assert [problem.partition(" ")[0] for problem in left_out] == ["empty.mid", "noise.mid"]
+    assert all(html.escape(problem) in (out / "report.html").read_text() for problem in left_out)
+    assert "2 files left out" in (out / "summary.md").read_text()
+
+
+def test_a_folder_with_another_midi_file_is_other_data(
+    tmp_path: Path, music: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert learn_music(music, tmp_path / "o") == OK
+    (music / "1.mid").rename(music / "more.mid")
+    assert learn_music(music, tmp_path / "o") == USER_ERROR
+    assert "data_sha256: " in capsys.readouterr().err
 
 
 def test_a_place_that_cant_be_a_folder_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

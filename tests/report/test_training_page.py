@@ -71,6 +71,15 @@ def test_the_verdict(task: Echo, values: dict[str, list[float | None]], said: st
     assert said in verdict(comparison(tmp_path, task, **values))
 
 
+def test_files_that_are_left_out_are_folded_away(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = comparison(tmp_path, rope=[0.5])
+    assert not parsed(training_page(made, "x", b"", "{}").html()).all("details")
+    monkeypatch.setattr(Echo, "problems", ("a.mid (no notes)", "b.mid (<cut> | off)"), raising=False)
+    (folded,) = parsed(training_page(made, "x", b"", "{}").html()).all("details")
+    assert folded.all("summary")[0].text == "2 files left out"
+    assert [cell.text for cell in folded.all("th")[1:]] == ["a.mid (no notes)", "b.mid (<cut> | off)"]
+
+
 def test_the_file_holds_the_curves_and_the_results(tmp_path: Path) -> None:
     made = comparison(tmp_path, rope=[0.5, 0.25])
     write_report(made, "ropewalk train")

@@ -158,6 +158,20 @@ def test_data_that_have_changed_make_another_run(tmp_path: Path, monkeypatch: py
             check(found, use_cpu=True)
 
 
+def test_who_waits_for_the_data_is_told_before_the_first_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[str] = []
+    monkeypatch.setattr(module, "train", lambda *_: (told.append("run"), result("rope", 0, 0.5))[1])
+    compare(comparison(tmp_path, ("rope",), 2), use_cpu=True, ready=lambda: told.append("ready"))
+    assert told == ["ready", "run", "run"]
+
+
+def test_files_that_are_left_out_are_in_the_record(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = comparison(tmp_path, ("rope",), 1)
+    assert found.to_dict()["left_out"] == []
+    monkeypatch.setattr(Echo, "problems", ("a.mid (no notes)", "b.mid (no notes)"), raising=False)
+    assert found.to_dict()["left_out"] == ["a.mid (no notes)", "b.mid (no notes)"]
+
+
 def test_a_stopped_comparison_keeps_what_is_finished(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     trained: list[str] = []
     real = module.train

@@ -58,7 +58,13 @@ def train_models(
     command = given_command(ctx, "train", renamed={"changes": "set"})
     with together(out) as console:
         with _watch(console, comparison) as watch:
-            comparison = compare(comparison, watch, cpu, done=lambda so_far: write_report(so_far, command))
+            comparison = compare(
+                comparison,
+                watch,
+                cpu,
+                done=lambda so_far: write_report(so_far, command),
+                ready=lambda: _tell_left_out(console, comparison),
+            )
         _print(console, comparison)
 
 
@@ -98,6 +104,16 @@ def _watch(console: Console, comparison: Comparison) -> Iterator[Any]:
     steps = Steps(console, len(comparison.names) * comparison.seeds, comparison.task.metric)
     with steps.shown() as watch:
         yield watch
+
+
+def _tell_left_out(console: Console, comparison: Comparison) -> None:
+    from ropewalk.training.run import left_out
+
+    problems = left_out(comparison.task)
+    if problems:
+        more = f" and {len(problems) - 1} more" if len(problems) > 1 else ""
+        place = comparison.out / "summary.json"
+        console.print(f"skipped: {problems[0]}{more}; {place} names every file left out", soft_wrap=True)
 
 
 def _print(console: Console, comparison: Comparison) -> None:

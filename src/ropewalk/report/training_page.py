@@ -7,10 +7,11 @@ import json
 from ropewalk.evaluation.provenance import provenance
 from ropewalk.files import one_line_errors, write_atomically
 from ropewalk.report.markdown import write_pages
-from ropewalk.report.page import Download, Page, Paragraph, Part, Picture, Reproduce, Section, Table
+from ropewalk.report.page import Download, Folded, Page, Paragraph, Part, Picture, Reproduce, Section, Table
 from ropewalk.report.training import draw_curves, facts, header, rows, title
 from ropewalk.training.compare import Comparison
 from ropewalk.training.figures import figure_text
+from ropewalk.training.run import left_out
 
 _PICTURE = "curves.png"
 
@@ -45,11 +46,21 @@ def training_page(comparison: Comparison, command: str, picture: bytes, raw: str
         Picture(picture, "png", alt, name=_PICTURE),
         Section("How this was made"),
         Reproduce(command, facts(comparison)),
+        *_left_out(comparison),
         Download("summary.json", raw.encode(), "application/json"),
     ]
     recipe = comparison.recipe
     names = ", ".join(comparison.names)
     return Page(f"{recipe.task}, {recipe.size} recipe: {names}", verdict(comparison), parts)
+
+
+def _left_out(comparison: Comparison) -> list[Part]:
+    """Every file that can't be used and why, out of sight."""
+    problems = left_out(comparison.task)
+    if not problems:
+        return []
+    heading = f"{len(problems)} file{'s' * (len(problems) > 1)} left out"
+    return [Folded(heading, [Table(("file and reason",), [(problem,) for problem in problems])])]
 
 
 def verdict(comparison: Comparison) -> str:

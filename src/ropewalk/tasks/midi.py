@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import csv
 import functools
+import hashlib
 import json
-import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +24,6 @@ if TYPE_CHECKING:
 
 _ENDINGS = (".mid", ".midi")
 _COLUMNS = ("midi_filename", "split")
-_NAMED = 3
 # miditok has pitch tokens from the lowest key on, and one more than a piano has keys.
 _KEYS = 88
 # Of 20 files in the order of their hashes, one is for validation and one for the test.
@@ -43,7 +42,7 @@ class Midi(SequenceTask):
     a token before each note names its instrument; without it, each track of a file is a piece of its own.
 
     Each piece starts with miditok's start token and ends with its end token; all tokens but a sequence's first are
-    labelled. Files that can't be used are left out: `problems` names each, and `dataset` warns of them in one line.
+    labelled. Files that can't be used are left out, and `problems` names each.
     Needs the package miditok. Raises ArgumentError for values that can't be used, and when the data are read, for a
     folder without enough files that can be.
     """
@@ -65,6 +64,15 @@ class Midi(SequenceTask):
             raise ArgumentError("programs", self.programs, "must be true or false")
 
     @property
+    def sha256(self) -> str:
+        """The SHA-256 (hex) of what the data are made from: each file's name and bytes, and the table's splits.
+
+        Names count, as they say which piece comes first.
+        """
+        found = {"files": _listing(self.folder), "splits": _table(Path(self.folder))}
+        return hashlib.sha256(json.dumps(found, sort_keys=True).encode()).hexdigest()
+
+    @property
     def vocabulary_size(self) -> int:
         return len(_tokenizer(self.programs))
 
@@ -79,12 +87,7 @@ class Midi(SequenceTask):
 
     def dataset(self, split: str) -> Dataset:
         check_split(split)
-        files, problems = _sorted_out(self.folder, self.programs)
-        if problems:
-            more = f" and {len(problems) - _NAMED} more" if len(problems) > _NAMED else ""
-            named = "; ".join(problems[:_NAMED])
-            message = f"folder={self.folder!r}: {len(problems)} MIDI files left out (`problems` lists them): {named}"
-            warnings.warn(message + more, stacklevel=2)
+        files, _ = _sorted_out(self.folder, self.programs)
         own = tuple((place, file) for place, (file, of) in files.items() if of == split)
         depends_on = {"length": self.length, "transpose": self.transpose if split == "train" else 0}
         source = {"folder": self.folder, "listing": _listing(self.folder), "programs": self.programs}

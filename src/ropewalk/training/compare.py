@@ -14,7 +14,7 @@ from ropewalk.training.models import build_model, check_length, shape
 from ropewalk.training.named import check_names, named
 from ropewalk.training.recipe import ModelSize, Recipe
 from ropewalk.training.resumable import joined
-from ropewalk.training.run import Result, data_facts, identity, prepared, train
+from ropewalk.training.run import Result, data_facts, identity, left_out, prepared, train
 from ropewalk.training.trainer import Watch, check_processes
 
 
@@ -53,6 +53,7 @@ class Comparison:
         return {
             "task": self.task.to_dict(),
             **data_facts(self.task),
+            "left_out": list(left_out(self.task)),
             "recipe": self.recipe.to_dict(),
             "metric": self.task.metric,
             "results": [dataclasses.asdict(r) for name in self.names for r in self.of(name)],
@@ -89,6 +90,7 @@ def compare(
     watch: Watch | None = None,
     use_cpu: bool = False,
     done: Callable[[Comparison], None] | None = None,
+    ready: Callable[[], None] | None = None,
 ) -> Comparison:
     """Train every encoding with every seed; finished runs are read, a killed one goes on.
 
@@ -100,6 +102,7 @@ def compare(
         watch: who is told of the progress.
         use_cpu: whether to leave GPUs alone.
         done: called in the first process after each run, with the results so far.
+        ready: called in the first process when the data are read, before the first run.
 
     Raises:
         ArgumentError: as `check` and `train` say.
@@ -109,6 +112,8 @@ def compare(
     with state.main_process_first():  # the others find the first one's cache, and a text that it has fetched
         check(comparison, use_cpu)
         data = prepared(comparison.task, comparison.recipe)
+    if ready is not None and state.is_main_process:
+        ready()
     for seed in range(comparison.seeds):
         for name in comparison.names:
             result = train(comparison.recipe, data, name, seed, comparison.out, watch, use_cpu)

@@ -78,9 +78,15 @@ def identity(recipe: Recipe, task: SequenceTask, chosen: Named, seed: int) -> di
 
 
 def data_facts(task: SequenceTask) -> dict[str, str]:
-    """`{"data_sha256": ...}` for a task that reads one file or text; nothing for others."""
+    """`{"data_sha256": ...}` for a task that reads a file, a folder or a text; nothing for others."""
     found = getattr(task, "sha256", None)
     return {} if found is None else {"data_sha256": found}
+
+
+def left_out(task: SequenceTask) -> tuple[str, ...]:
+    """A line for each file of a task's folder that can't be used; none for tasks that read no folder."""
+    found: tuple[str, ...] = getattr(task, "problems", ())
+    return found
 
 
 def train(
