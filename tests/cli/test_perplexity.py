@@ -47,6 +47,7 @@ def test_models_and_rules_are_measured_and_kept(
     captured = capsys.readouterr()
     assert captured.err == "" and "from the test part of" in captured.out
     assert "models trained on its train part: rope, seed 0; nope, seed 0." in captured.out
+    assert "p is corrected for the number of comparisons (Holm)." in captured.out
     out = tmp_path / "o"
     assert {p.name for p in out.iterdir()} == {
         "results.jsonl",

@@ -17,7 +17,7 @@ from ropewalk.encodings.rope import RoPE
 from ropewalk.errors import ArgumentError
 from ropewalk.evaluation.arms import arms
 from ropewalk.evaluation.by_position import Reading
-from ropewalk.evaluation.perplexity import Curve, curves, held_out, measure, training_length, windows_of
+from ropewalk.evaluation.perplexity import Curve, Study, curves, held_out, measure, training_length, windows_of
 from ropewalk.evaluation.store import Store
 from ropewalk.evaluation.subjects import Subjects
 from ropewalk.tasks.books import Books
@@ -179,9 +179,27 @@ def test_curves_are_means_over_windows_and_paired_differences(place: Path) -> No
     assert against is not None and (against.mean, against.low, against.high) == (0.5, 0.5, 0.5)  # each window alike
     further = second.points[1].against
     assert further is not None and further.mean == -0.5 and further.low < -0.5 < further.high
+    assert first.furthest == (2.0, 5.0) and second.furthest == (2.0, 4.0)
     whole = second.points[1].whole  # 3 tokens are judged in the first 4, and 4 in the next
     assert whole is not None and whole.mean == pytest.approx(((3 * 1.5 + 4 * 2) / 7 + (3 * 3.5 + 4 * 4) / 7) / 2)
     assert curves(rows, Reading(4, 2, "sliding"), nats)[0].points[1].whole is None
+
+
+def test_a_study_tells_who_differs_where_texts_are_longest(place: Path) -> None:
+    rows = arms(opened(place, "rope/seed-0", "nope/seed-0").all)
+    reading = Reading(4, 2)
+    nats = {
+        rows[0].name: [[1.0, 2.0], [3.0, 5.0], [2.0, 3.0]],
+        rows[1].name: [[9.0, 1.0], [9.0, 4.01], [9.0, 2.02]],  # lower at the furthest length alone
+    }
+    books = Books(text_of("a text", "kjv"), reading.window, 3)
+    study = Study(books, reading, 0.0, (), tuple(curves(rows, reading, nats)))
+    assert study.against["nope, seed 0"].is_better and study.against["nope, seed 0"].difference.mean < -0.9
+    found = study.to_dict()["furthest"]
+    assert (found["lead"]["lowest"], found["lead"]["next"]) == ("nope, seed 0", "rope, seed 0")
+    assert found["against_first"]["nope, seed 0"]["adjusted"] == found["lead"]["adjusted"] < 0.05
+    alone = Study(books, reading, 0.0, (), study.curves[:1])
+    assert alone.to_dict()["furthest"] == {"against_first": {}, "lead": None}
 
 
 def test_one_window_has_no_interval(place: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -93,15 +92,62 @@ def test_the_page_has_every_comparison_and_how_it_was_made() -> None:
     assert title(sliding) == "perplexity of the same 64 tokens of a window behind so much context"
 
 
-def test_the_verdict_is_about_the_furthest_length() -> None:
-    first = "rope has a perplexity of 4.53, 1.49 times its own"
-    assert verdict(study()) == f"At 320 tokens, 5 times 64, {first} at 64, the lowest of 2."
-    found = study()
-    turned = dataclasses.replace(found, curves=found.curves[::-1])
-    assert verdict(turned).startswith(
-        f"At 320 tokens, 5 times 64, {first} at 64, the lowest of 2; pope has a perplexity"
+def compared(*arms: tuple[str, list[float]]) -> Study:
+    """Arms by name and by nats at 128 tokens, twice the training length, in each of eight windows."""
+    reading = Reading(64, 2)
+    rows = [Arm(name, subject(name)) for name, _ in arms]
+    nats = {name: [[1.0, nat] for nat in held] for name, held in arms}
+    books = Books(text_of("a text " * 9, "kjv"), reading.window, 8, 7, "all")
+    return Study(books, reading, 0.0, (), tuple(curves(rows, reading, nats)))
+
+
+WINDOWS = [1.0, 1.4, 1.8, 1.2, 2.0, 1.6, 1.1, 1.9]
+NOISE = [0.02, -0.03, 0.01, 0.03, -0.02, -0.01, 0.04, -0.04]
+
+
+def shifted(by: float, sign: float = 1.0) -> list[float]:
+    return [window + by + sign * noise for window, noise in zip(WINDOWS, NOISE, strict=True)]
+
+
+def test_the_verdict_says_whether_the_lowest_stands_out() -> None:
+    found = compared(("rope", WINDOWS), ("pope", shifted(-0.3)), ("nope", shifted(-0.305, -1.0)))
+    against, p = found.against["nope"].adjusted, found.lead.by.adjusted  # type: ignore[union-attr]
+    assert against < 1e-6 and p > 0.5
+    assert verdict(found) == (
+        "At 128 tokens, 2 times 64, nope has a perplexity of 3.30, 1.22 times its own at 64, the lowest of 3; "
+        "rope has a perplexity of 4.48, 1.65 times its own. "
+        f"It is lower than the first, rope, beyond chance (p = {against:.2g}) "
+        f"and not lower than the next, pope, beyond chance (p = {p:.2g}). "
+        "p is corrected for the number of comparisons (Holm)."
     )
-    assert verdict(dataclasses.replace(found, curves=found.curves[:1])) == f"At 320 tokens, 5 times 64, {first} at 64."
+
+
+def test_the_verdict_is_short_where_the_first_is_the_lowest_or_the_next() -> None:
+    first = compared(("rope", WINDOWS), ("pope", shifted(0.3)))
+    p = first.against["pope"].adjusted
+    assert verdict(first).startswith("At 128 tokens, 2 times 64, rope has a perplexity of 4.48")
+    said = f"the lowest of 2. It is lower than the next, pope, beyond chance (p = {p:.2g}). p is"
+    assert said in verdict(first) and "first" not in verdict(first)
+    following = compared(("rope", WINDOWS), ("pope", shifted(-0.001)))
+    assert "It is not lower than the first, rope, beyond chance (p = 0.9" in verdict(following)
+    assert "next" not in verdict(following)
+
+
+def test_the_verdict_of_one_model_or_one_window_claims_nothing() -> None:
+    assert verdict(compared(("rope", WINDOWS))) == (
+        "At 128 tokens, 2 times 64, rope has a perplexity of 4.48, 1.65 times its own at 64."
+    )
+    assert "It is not lower than the next, pope, beyond chance (p = 1)" in verdict(study(windows=1))
+
+
+def test_the_page_has_a_corrected_p_for_each_other_model() -> None:
+    found = compared(("rope", WINDOWS), ("pope", shifted(-0.3)), ("nope", shifted(0.01)))
+    text = markdown(page(found, "c", b"", "{}"))
+    assert "| model | above rope at 128 tokens | p (Holm) |" in text
+    for name, difference in (("pope", "-0.300 [-0.324, -0.276]"), ("nope", "+0.010 [-0.014, +0.034]")):
+        assert f"| {name} | {difference} | {found.against[name].adjusted:.2g} |" in text
+    alone = markdown(page(compared(("rope", WINDOWS)), "c", b"", "{}"))
+    assert "p (Holm)" not in alone
 
 
 @pytest.mark.parametrize("changed", [{}, {"windows": 1}, {"way": "sliding"}])
@@ -111,4 +157,5 @@ def test_all_is_written(tmp_path: Path, changed: dict[str, Any]) -> None:
     found = json.loads((tmp_path / "summary.json").read_text())
     assert [len(arm["points"]) for arm in found["arms"]] == [5, 5] and found["books"]["part"] == "test"
     assert found["arms"][1]["points"][0]["against"]["mean"] == pytest.approx(0.5) and found["command"] == "c"
+    assert found["furthest"]["lead"]["lowest"] == "rope" and "pope" in found["furthest"]["against_first"]
     assert (tmp_path / "perplexity.png").read_bytes().startswith(b"\x89PNG")

@@ -77,10 +77,11 @@ def measure_perplexity(
 
 
 def _print(console: Console, study: Study, folder: Path) -> None:
-    from ropewalk.report.perplexity import header, perplexity_rows, title, what_was_read
+    from ropewalk.report.perplexity import header, perplexity_rows, title, verdict, what_was_read
 
     console.print(f"{title(study)}:")
     console.print(text_table(header(study), perplexity_rows(study)))
+    console.print(verdict(study))
     console.print(what_was_read(study))
     names = ("results.jsonl", "summary.md", "summary.json", "perplexity.png", "report.html")
     console.print(f"Saved: {', '.join(f'{folder}/{name}' for name in names)}")

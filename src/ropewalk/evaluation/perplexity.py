@@ -13,6 +13,8 @@ import torch
 from ropewalk.errors import ArgumentError
 from ropewalk.evaluation.arms import Arm
 from ropewalk.evaluation.by_position import FULL, Reading
+from ropewalk.evaluation.compare import Against
+from ropewalk.evaluation.furthest import Lead, against_first, lead
 from ropewalk.evaluation.missing import records_of
 from ropewalk.evaluation.score import Estimate, mean_interval
 from ropewalk.evaluation.store import Store
@@ -63,13 +65,14 @@ class Point:
 
 @dataclasses.dataclass(frozen=True)
 class Curve:
-    """An arm's points, shortest length first."""
+    """An arm's points, shortest length first, and the nats a token of each window at the furthest length."""
 
     arm: Arm
     points: tuple[Point, ...]
+    furthest: tuple[float, ...]
 
     def to_dict(self) -> dict[str, Any]:
-        """All of it, JSON-ready."""
+        """All but the windows, which are in the records; JSON-ready."""
         return self.arm.to_dict() | {"points": [point.to_dict() for point in self.points]}
 
 
@@ -91,14 +94,29 @@ class Study:
     trained: tuple[str, ...]
     curves: tuple[Curve, ...]
 
+    @property
+    def against(self) -> dict[str, Against]:
+        """How each other arm differs from the first at the furthest length."""
+        return against_first({curve.arm.name: curve.furthest for curve in self.curves})
+
+    @property
+    def lead(self) -> Lead | None:
+        """Which arm is the lowest at the furthest length, and how it differs from the next; None for one arm."""
+        return lead({curve.arm.name: curve.furthest for curve in self.curves})
+
     def to_dict(self) -> dict[str, Any]:
         """All of it, JSON-ready."""
+        lead = self.lead
         return {
             "books": self.books.to_dict(),
             "reading": self.reading.to_dict(),
             "unknown": self.unknown,
             "trained": list(self.trained),
             "arms": [curve.to_dict() for curve in self.curves],
+            "furthest": {
+                "against_first": {arm: found.to_dict() for arm, found in self.against.items()},
+                "lead": None if lead is None else lead.to_dict(),
+            },
         }
 
 
@@ -195,7 +213,7 @@ def curves(arms: Sequence[Arm], reading: Reading, nats: Mapping[str, Sequence[Se
                     None if arm is arms[0] else _mean(against),
                 )
             )
-        found.append(Curve(arm, tuple(points)))
+        found.append(Curve(arm, tuple(points), tuple(window[-1] for window in own)))
     return found
 
 

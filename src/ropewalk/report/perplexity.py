@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from ropewalk.evaluation.by_position import FULL
+from ropewalk.evaluation.compare import Against
+from ropewalk.evaluation.furthest import Lead
 from ropewalk.evaluation.perplexity import Curve, Point, Study
 from ropewalk.evaluation.provenance import made_with, provenance
 from ropewalk.evaluation.score import Estimate
@@ -57,15 +59,16 @@ def what_was_read(study: Study) -> str:
 
 
 def verdict(study: Study) -> str:
-    """In a sentence: who predicts best at the furthest length, and what has become of the first there."""
-    reading, curves = study.reading, study.curves
-    best = min(curves, key=lambda curve: curve.points[-1].nll.mean)
+    """Who predicts best at the furthest length, what has become of the first there, and what chance may explain."""
+    reading, curves, found = study.reading, study.curves, study.lead
     start = f"{reading.training_length:,}"
-    said = f"At {reading.lengths[-1]:,} tokens, {reading.furthest} times {start}, {_at_the_end(best)}"
-    if len(curves) == 1:
-        return f"{said} its own at {start}."
-    said = f"{said} its own at {start}, the lowest of {len(curves)}"
-    return f"{said}." if best is curves[0] else f"{said}; {_at_the_end(curves[0])} its own."
+    said = f"At {reading.lengths[-1]:,} tokens, {reading.furthest} times {start}, "
+    if found is None:
+        return f"{said}{_at_the_end(curves[0])} its own at {start}."
+    best = next(curve for curve in curves if curve.arm.name == found.lowest)
+    said += f"{_at_the_end(best)} its own at {start}, the lowest of {len(curves)}"
+    said += "." if best is curves[0] else f"; {_at_the_end(curves[0])} its own."
+    return f"{said} It is {' and '.join(_apart(study, found))}. p is corrected for the number of comparisons (Holm)."
 
 
 def facts(study: Study) -> dict[str, str]:
@@ -93,6 +96,9 @@ def page(study: Study, command: str, picture: bytes, raw: str) -> Page:
     parts: list[Part] = [Paragraph(what_was_read(study))]
     for name, cell in tables:
         parts += [Section(name[0].upper() + name[1:]), Table(header(study), _rows(study, cell))]
+    if len(study.curves) > 1:
+        compared = [(arm, _signed(found.difference), f"{found.adjusted:.2g}") for arm, found in study.against.items()]
+        parts.append(Table(("model", f"above {first} at {reading.lengths[-1]:,} tokens", "p (Holm)"), compared))
     alt = "Nats a token against position, a line a model"
     parts += [
         Section("By position"),
@@ -155,6 +161,18 @@ def _at_the_end(curve: Curve) -> str:
     """'pope has a perplexity of 5.61, 1.05 times'."""
     last = curve.points[-1]
     return f"{curve.arm.name} has a perplexity of {_exponential(last.nll.mean)}, {_exponential(last.growth.mean)} times"
+
+
+def _apart(study: Study, found: Lead) -> list[str]:
+    """Whether the lowest arm is below the first one and below the next, each with its p."""
+    first = study.curves[0].arm.name
+    said = [] if found.lowest == first else [_below("the first", first, study.against[found.lowest])]
+    return said if found.following == first else [*said, _below("the next", found.following, found.by)]
+
+
+def _below(which: str, arm: str, against: Against) -> str:
+    """'lower than the next, pope, beyond chance (p = 0.01)'."""
+    return f"{'' if against.is_better else 'not '}lower than {which}, {arm}, beyond chance (p = {against.adjusted:.2g})"
 
 
 def _shown(study: Study) -> list[int]:
