@@ -25,7 +25,8 @@ from ropewalk.evaluation.candidates import Candidate
 from ropewalk.evaluation.cells import Cell, Cells
 from ropewalk.evaluation.compare import compare
 from ropewalk.evaluation.engines.local import Local
-from ropewalk.evaluation.grid import Job, Measured, Unit, Windows
+from ropewalk.evaluation.grid import Job, Measured, Unit
+from ropewalk.evaluation.halves import Windows
 from ropewalk.evaluation.read import Reader
 from ropewalk.evaluation.score import Answer
 from ropewalk.evaluation.search import Pick

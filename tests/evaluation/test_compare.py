@@ -15,7 +15,8 @@ from ropewalk.evaluation.cells import Cell, Cells
 from ropewalk.evaluation.cluster_sums import difference_of, mean_of, share_of
 from ropewalk.evaluation.compare import compare, summarise
 from ropewalk.evaluation.content import prompts_a_draw
-from ropewalk.evaluation.grid import Condition, Windows
+from ropewalk.evaluation.grid import Condition
+from ropewalk.evaluation.halves import Windows
 from ropewalk.evaluation.score import Answer, Estimate, mean_interval, paired_difference, proportion_interval
 from ropewalk.tasks.haystack import text_of
 from ropewalk.tasks.many_shot import ManyShotTask

@@ -2,23 +2,31 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
 import multiprocessing
 import re
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from tests.evaluation.sweeps import CONFIG, TEXT, LocalNeedles, needles_folder
+from tests.tasks.tokenizers import word_tokenizer
 
 from ropewalk.errors import ArgumentError
 from ropewalk.evaluation.cells import Cell, Cells
+from ropewalk.evaluation.content import reference
 from ropewalk.evaluation.engines.local import Local
-from ropewalk.evaluation.grid import Unit, Windows, check_prompts
+from ropewalk.evaluation.grid import Unit, check_prompts
+from ropewalk.evaluation.halves import HalvedText, Windows
 from ropewalk.evaluation.likelihood import token_nll
 from ropewalk.evaluation.read import Reader
 from ropewalk.hf import installed
 from ropewalk.tasks.haystack import text_of
 from ropewalk.tasks.prompts import REPORT_FIRST
+from ropewalk.tasks.reading import reading_task
+from ropewalk.tasks.tracking import TrackingTask
 
 BOTH = CONFIG | {"tasks": [*CONFIG["tasks"], {"task": "perplexity", "text": "{folder}/text.txt"}], "seeds": [0, 1]}
 
@@ -150,3 +158,114 @@ def test_a_text_without_room_for_so_many_windows_is_refused(needles: LocalNeedle
     windows = Windows(TEXT, 400, 0, 2)
     with pytest.raises(ArgumentError, match=r"its second half has room for \d+ windows of 400 tokens, number 81 is"):
         windows.ids(needles.tokenizer, REPORT_FIRST + 40)
+
+
+def words(tokenizer: Any, ids: Any) -> list[int]:
+    """The numbers of the words w0, w1, ... in a text, but for those that its ends or what is hidden may have cut."""
+    return [int(word) for word in re.findall(r" w(\d+)\.(?= w)", tokenizer.decode(ids))]
+
+
+@pytest.mark.parametrize("entry", [{"task": "needle", "depths": 3}, {"task": "needle", "setting": "noisy"}, "tracking"])
+def test_haystacks_that_choose_share_no_text_with_those_that_judge(
+    needles: LocalNeedles, tmp_path: Path, entry: Any
+) -> None:
+    (tmp_path / "numbers.txt").write_text(" ".join(f"w{i}." for i in range(9_000)))
+    entry = {"task": entry} if isinstance(entry, str) else entry
+    tasks = [{**entry, "text": str(tmp_path / "numbers.txt")}]
+    ((_, _, task),) = needles.job(needles.config(CONFIG | {"tasks": tasks, "lengths": [900]})).tasks
+    found = []
+    for first in (0, REPORT_FIRST):
+        prompts = task.prompts(needles.tokenizer, 12, first=first)
+        assert [prompt.id for prompt in prompts] == [task.prompt_id(first + i) for i in range(12)]
+        assert len({prompt.haystack_ids for prompt in prompts}) == 12
+        found.append([number for prompt in prompts for number in words(needles.tokenizer, prompt.haystack_ids)])
+    chosen, judged = found
+    assert max(chosen) < 4_600 and min(judged) > 4_400 and max(chosen) < min(judged)
+    # The whole of each half is in use.
+    assert min(chosen) < 1_000 and max(chosen) > 3_500 and min(judged) < 5_500 and max(judged) > 8_000
+
+
+def test_tracking_in_sentences_of_its_own_has_no_text_to_halve(needles: LocalNeedles) -> None:
+    ((_, _, task),) = needles.job(needles.config(CONFIG | {"tasks": "tracking", "lengths": [900]})).tasks
+    assert isinstance(task, TrackingTask)
+
+
+def test_haystacks_of_halves_are_other_cells_than_those_of_the_whole_text(needles: LocalNeedles) -> None:
+    job = needles.job(needles.config(CONFIG))
+    ((entry, seed, task),) = job.tasks
+    assert isinstance(task, HalvedText)
+    (content,) = job.task_contents()
+    (whole,) = dataclasses.replace(job, tasks=((entry, seed, task.task),)).task_contents()
+    assert content["text"] == whole["text"] and whole["text"]["fingerprint"] == TEXT.fingerprint
+    assert reference(content) != reference(whole)
+
+
+@pytest.mark.parametrize(("index", "half"), [(0, "chooses"), (REPORT_FIRST, "judges")])
+def test_a_text_whose_half_is_too_short_is_refused_in_a_line(needles: LocalNeedles, index: int, half: str) -> None:
+    whole = len(needles.tokenizer(TEXT.text)["input_ids"])
+    config = needles.config(CONFIG | {"lengths": [whole * 2 // 3]})
+    with pytest.raises(ArgumentError) as caught:
+        check_prompts(needles.job(config), needles.tokenizer, [index])
+    said = str(caught.value)
+    assert "text.txt'" in said and f"prompts of {whole * 2 // 3:,} tokens" in said and f"that {half}" in said
+    assert "give a longer text or ask for a shorter length" in said and "\n" not in said
+
+
+def test_seeds_of_a_many_shot_sweep_ask_other_problems(needles: LocalNeedles, tmp_path: Path) -> None:
+    rows = [{"question": f"What is {i} and {i}?", "answer": str(2 * i)} for i in range(200)]
+    (tmp_path / "sums.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    entry = {"task": "many_shot", "questions": str(tmp_path / "sums.jsonl"), "depths": ["none"]}
+    changed = CONFIG | {"tasks": [entry], "lengths": [400]}
+    job = needles.job(needles.config(changed | {"seeds": [0, 1]}))
+    asked = [task.prompts(needles.tokenizer, 40, first=REPORT_FIRST) for _, _, task in job.tasks]
+    keys = [{question.key for prompt in prompts for question in prompt.questions} for prompts in asked]
+    assert len(keys[0] | keys[1]) == 80
+    ((_, _, alone),) = needles.job(needles.config(changed | {"seeds": [1]})).tasks
+    assert alone == reading_task("many_shot", 400, 1, {k: v for k, v in entry.items() if k != "task"})
+
+
+def test_sliding_windows_judge_the_newest_tokens_of_a_full_context(needles: LocalNeedles, tmp_path: Path) -> None:
+    entry = {"task": "perplexity", "text": "{folder}/text.txt", "way": "sliding", "stride": 30}
+    units = needles.units(CONFIG | {"tasks": [entry], "lengths": [100], "prompts": 1})
+    assert isinstance(units[0].task, Windows)
+    ids = units[0].task.ids(needles.tokenizer, units[0].index)
+    assert len(ids) == 100 + 2 * 30
+    wanted = [token_nll(needles.model, ids[end - 100 : end])[-30:] for end in (100, 130, 160)]
+    with Cells(tmp_path) as cells:
+        needles.measure(units, cells)
+        cell = cells.cells[units[0].keys[0]]
+        assert cell.nll == pytest.approx(float(torch.cat(wanted).double().mean()), abs=1e-6)
+        assert cell.right is None and cell.nll != pytest.approx(float(token_nll(needles.model, ids).mean()), abs=1e-4)
+
+
+def test_sliding_windows_begin_with_the_start_token_and_need_room_for_all_that_is_read() -> None:
+    tokenizer = word_tokenizer()
+    numbers = " ".join(f"rope {digit}" for i in range(9_000) for digit in str(i))
+    windows = Windows(text_of(numbers, "numbers"), 200, way="sliding", stride=50)
+    starts = [windows.ids(tokenizer, index) for index in range(3)]
+    assert [len(ids) for ids in starts] == [350] * 3 and tokenizer.bos_token_id not in {
+        i for ids in starts for i in ids
+    }
+    read: list[list[int]] = []
+
+    class Model(torch.nn.Module):
+        """Notes what it is asked to read."""
+
+    def noted(model: Any, ids: list[int], newest: int | None = None) -> torch.Tensor:
+        read.append(ids)
+        return torch.zeros(newest or len(ids))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("ropewalk.evaluation.by_position.token_nll", noted)
+        windows.nll(Model(), starts[0], tokenizer)
+    assert [len(ids) for ids in read] == [200] * 4 and {ids[0] for ids in read} == {tokenizer.bos_token_id}
+    with pytest.raises(ArgumentError, match="windows of 350 tokens"):
+        windows.ids(tokenizer, 500)
+
+
+def test_whole_windows_are_named_as_before_and_sliding_ones_by_their_stride() -> None:
+    named = {"text": TEXT.to_dict(), "length": 300, "rank": 0, "seeds": 2}
+    assert Windows(TEXT, 300, 0, 2).to_dict() == Windows(TEXT, 300, 0, 2, way="full").to_dict() == named
+    sliding = Windows(TEXT, 300, 0, 2, way="sliding")
+    assert sliding.to_dict() == named | {"way": "sliding", "stride": 150}
+    assert sliding == Windows(TEXT, 300, 0, 2, way="sliding", stride=150)

@@ -55,6 +55,8 @@ def test_tasks_have_labels_that_tell_them_apart() -> None:
     config = build(tasks=["needle", {"task": "needle", "setting": "noisy"}, {"task": "perplexity", "label": "books"}])
     assert [task.label for task in config.tasks] == ["needle", "needle (noisy)", "books"]
     assert config.tasks[1].options == {"setting": "noisy"}
+    ways = build(tasks=["perplexity", {"task": "perplexity", "way": "sliding", "stride": 30}])
+    assert [task.label for task in ways.tasks] == ["perplexity", "perplexity (sliding)"]
 
 
 @pytest.mark.parametrize(
@@ -113,6 +115,15 @@ def test_tasks_have_labels_that_tell_them_apart() -> None:
         ({"search": {"space": {"score": [["x"]]}}}, "search.space.score"),
         ({"search": {"space": {"reading": ["typo"]}}}, "search.space.reading"),
         ({"search": {"space": {"r": [0]}}}, "search.space.r=0"),
+        ({"tasks": [{"task": "perplexity", "way": "slide"}]}, "way='slide': did you mean sliding?"),
+        ({"tasks": [{"task": "perplexity", "stride": 30}]}, "stride=30: is for the sliding way"),
+        (
+            {"tasks": [{"task": "perplexity", "way": "sliding", "stride": 300}]},
+            "stride=300: give a whole number, 1 to",
+        ),
+        ({"tasks": [{"task": "perplexity", "way": "sliding", "stride": "half"}]}, "stride='half'"),
+        ({"tasks": [{"task": "perplexity", "text": 3}]}, "text=3: must be a text"),
+        ({"tasks": ["perplexity"], "lengths": [300, 1]}, "lengths=1"),
     ],
 )
 def test_what_cannot_be_is_refused_by_name_in_one_line(changed: dict[str, Any], said: str) -> None:

@@ -3,73 +3,26 @@
 from __future__ import annotations
 
 import dataclasses
-import random
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from ropewalk.errors import ArgumentError
 from ropewalk.evaluation.candidates import Candidate
 from ropewalk.evaluation.cells import Cell, Cells
 from ropewalk.evaluation.content import cell_key, reference
-from ropewalk.evaluation.likelihood import token_nll
+from ropewalk.evaluation.halves import WINDOWS, HalvedText, Windows
 from ropewalk.evaluation.read import Reader
 from ropewalk.evaluation.score import Answer
 from ropewalk.evaluation.shared import SharedReading
-from ropewalk.evaluation.sweep_config import WINDOWS, SweepConfig, TaskEntry
-from ropewalk.evaluation.worst import bounded
+from ropewalk.evaluation.sweep_config import SweepConfig, TaskEntry
 from ropewalk.hf import installed
-from ropewalk.tasks.haystack import (
-    DEMO,
-    Text,
-    characters_per_token,
-    draw_window,
-    read_text,
-    start_of,
-    text_of,
-)
-from ropewalk.tasks.prompts import PromptTask, halved
+from ropewalk.tasks.haystack import DEMO, read_text
+from ropewalk.tasks.many_shot import ManyShotTask
+from ropewalk.tasks.needle import NeedleTask
+from ropewalk.tasks.prompts import PromptTask
 from ropewalk.tasks.reading import reading_task
-
-# A window's stretch of text, in windows: some texts have more tokens to the character than the estimate.
-_STRETCH, _SLACK_CHARACTERS = 1.25, 2_100
-
-
-@dataclass(frozen=True)
-class Windows:
-    """Perplexity: windows of exactly `length` tokens that share none; nothing is asked.
-
-    Windows under REPORT_FIRST, which choose, lie in the first half of the text, the others in the second. Of several
-    seeds, this is number `rank` of `seeds`. A window begins with the start token where the tokenizer puts one before
-    every text.
-    """
-
-    text: Text
-    length: int
-    rank: int = 0
-    seeds: int = 1
-
-    def ids(self, tokenizer: Any, index: int) -> list[int]:
-        """The tokens of window `index`; raises ArgumentError where half of the text has no room for it."""
-        characters, (which, place) = self.text.text, halved(index)
-        middle = len(characters) // 2
-        half = (characters[:middle], characters[middle:])[which]
-        number = place * self.seeds + self.rank
-        a_window = _STRETCH * self.length * characters_per_token(characters, tokenizer) + _SLACK_CHARACTERS
-        room = max(1, int(len(half) / a_window))
-        if number >= room:
-            asked = f"its {('first', 'second')[which]} half has room for {room} windows of {self.length:,} tokens"
-            remedy = f"{asked}, number {number + 1} is asked for; give a longer text, or fewer prompts, seeds or tokens"
-            raise ArgumentError("text", self.text.name, remedy)
-        slot = sorted(range(room), key=lambda slot: random.Random(f"window/{slot}").random())[number]
-        stretch = half[slot * len(half) // room : (slot + 1) * len(half) // room]
-        start = start_of(tokenizer)
-        return start + draw_window(text_of(stretch, self.text.name), tokenizer, self.length - len(start), 0.5)
-
-    def to_dict(self) -> dict[str, Any]:
-        """All that its windows depend on, JSON-ready."""
-        return dataclasses.asdict(self) | {"text": self.text.to_dict()}
+from ropewalk.tasks.tracking import TrackingTask
 
 
 @dataclass(frozen=True)
@@ -190,10 +143,17 @@ def job_of(config: SweepConfig, model: str, about: Mapping[str, Any], dtype: str
 
 
 def build_task(entry: TaskEntry, length: int, seed: int, seeds: Sequence[int]) -> PromptTask | Windows:
-    """The task of an entry at a length, for one of the seeds."""
+    """The task of an entry at a length, for one of the seeds.
+
+    What chooses and what judges come from other halves of a source; of problems and windows, so do all seeds.
+    """
     if entry.name == WINDOWS:
-        return Windows(read_text(entry.options.get("text", DEMO)), length, seeds.index(seed), len(seeds))
-    return reading_task(entry.name, length, seed, entry.options)
+        read = {name: value for name, value in entry.options.items() if name != "text"}
+        return Windows(read_text(entry.options.get("text", DEMO)), length, seeds.index(seed), len(seeds), **read)
+    task = reading_task(entry.name, length, seed, entry.options)
+    if isinstance(task, NeedleTask | TrackingTask) and task.text is not None:
+        return HalvedText(task)
+    return dataclasses.replace(task, seeds=tuple(seeds)) if isinstance(task, ManyShotTask) else task
 
 
 def check_prompts(job: Job, tokenizer: Any, indices: Sequence[int]) -> None:
@@ -214,7 +174,7 @@ def measure_unit(reader: Reader, unit: Unit, numbers: Sequence[int]) -> Iterator
         for number, encoding in zip(numbers, encodings, strict=True):
             began = time.monotonic()
             with installed(reader.model, encoding):
-                nll = float(bounded(token_nll(reader.model, ids)).double().mean())
+                nll = unit.task.nll(reader.model, ids, reader.tokenizer)
             yield Measured(number, (), time.monotonic() - began, nll)
         return
     prompt = unit.task.prompts(reader.tokenizer, 1, first=unit.index)[0]

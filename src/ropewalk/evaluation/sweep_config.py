@@ -14,13 +14,14 @@ from ropewalk.analysis.statistics import INDICATORS
 from ropewalk.encodings.dope import READINGS, SCOPES, SIDES
 from ropewalk.errors import ArgumentError, unknown_name
 from ropewalk.evaluation.config_values import as_list, check_distinct, field_names, number, section, text, whole
+from ropewalk.evaluation.halves import WINDOWS, WINDOWS_OPTIONS, check_windows
 from ropewalk.files import one_line_errors
 from ropewalk.frequencies import rules
 from ropewalk.tasks.haystack import DEMO
 from ropewalk.tasks.prompts import REPORT_FIRST
 from ropewalk.tasks.reading import reading_tasks
 
-PLAIN, WINDOWS = "plain", "perplexity"
+PLAIN = "plain"
 
 
 @dataclass(frozen=True)
@@ -65,7 +66,7 @@ class DoPEEntry:
 
 @dataclass(frozen=True)
 class TaskEntry:
-    """A reading task by name with its plain options, or `perplexity` over windows of a text."""
+    """A reading task by name with its plain options, or `perplexity` over windows of a `text`, `way` and `stride`."""
 
     name: str
     options: Mapping[str, Any]
@@ -132,6 +133,9 @@ def build_config(content: Any) -> SweepConfig:
         search=_search(data.get("search") or {}),
         **given,
     )
+    for task in tasks:
+        if task.name == WINDOWS:
+            check_windows(task.options, config.lengths)
     whole(config.prompts, "prompts")
     text(config.calibration, "calibration")
     if config.original_length is not None:
@@ -207,14 +211,14 @@ def dope_entry(data: Mapping[str, Any], where: str = "dope") -> DoPEEntry:
 def _task(entry: Any, where: str) -> TaskEntry:
     data = {"task": entry} if isinstance(entry, str) else dict(section(entry, where, None))
     name = data.pop("task", None)
-    known = {kind: tuple(held.options) for kind, held in reading_tasks().items()} | {WINDOWS: ("text",)}
+    known = {kind: tuple(held.options) for kind, held in reading_tasks().items()} | {WINDOWS: WINDOWS_OPTIONS}
     if not isinstance(name, str) or name not in known:
         raise unknown_name(f"{where}.task", str(name), known)
     label = data.pop("label", None)
     for option in data:
         if option not in known[name]:
             raise unknown_name(f"{where}.{option}", option, [*known[name], "label"])
-    variant = data.get("setting")
+    variant = data.get("setting", data.get("way"))
     if label is not None:
         text(label, f"{where}.label")
     return TaskEntry(name, data, label or (f"{name} ({variant})" if isinstance(variant, str) else name))
