@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import html
+import io
 import json
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from rich.console import Console
-from tests.training.tiny import quick_collections
+from tests.training.tiny import Echo, quick_collections, recipe
 
+from ropewalk.cli import train
 from ropewalk.cli.app import INTERRUPTED, OK, USER_ERROR, main
 from ropewalk.cli.steps import Steps
 from ropewalk.training import compare
+from ropewalk.training.compare import Comparison
+from ropewalk.training.run import Result
 
 QUICK = {
     "model.hidden": 16,
@@ -166,6 +170,26 @@ def test_a_place_that_cant_be_a_folder_is_refused(tmp_path: Path, capsys: pytest
     assert run(tmp_path / "file" / "o", encoding="rope") == USER_ERROR
     assert "can't write there" in capsys.readouterr().err
     assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_the_table_of_three_seeds_fits_a_narrow_terminal(tmp_path: Path) -> None:
+    values = {"rope": (0.56, 0.42, 0.425), "pope-uniform": (0.99, 0.89, 0.93)}
+    results = tuple(
+        Result(name, seed, "accuracy", value, {"sequences": 1000}, 10, 1_234_567, 0, 120.0, 0.012)
+        for name, found in values.items()
+        for seed, value in enumerate(found)
+    )
+    console = Console(width=80, force_terminal=True, color_system=None, record=True, file=io.StringIO(), markup=False)
+    train._print(console, Comparison(recipe(), Echo(), tuple(values), 3, tmp_path, results))
+    lines = console.export_text().splitlines()
+    rows = [[cell.strip() for cell in line.strip("│").split("│")] for line in lines if line.startswith("│")]
+    assert rows == [
+        ["rope", "56.0%", "42.0%", "42.5%", "46.8%"],
+        ["", "[52.9, 59.0]", "[39.0, 45.1]", "[39.5, 45.6]", "[27.1, 66.6]"],
+        ["pope-uniform", "99.0%", "89.0%", "93.0%", "93.7%"],
+        ["", "[98.2, 99.5]", "[86.9, 90.8]", "[91.2, 94.4]", "[81.2, 100.0]"],
+    ]
+    assert any("Student's" in line for line in lines)
 
 
 def test_progress_tells_steps_loss_metric_and_time() -> None:

@@ -21,7 +21,11 @@ class Nats(Echo):
 
 
 def result(name: str, seed: int, value: float | None, diverged: int | None = None) -> Result:
-    return Result(name, seed, "accuracy", value, {}, 10, 1234, 0, 60.0 + seed, 0.012, diverged)
+    return Result(name, seed, "accuracy", value, {"sequences": 200}, 10, 1234, 0, 60.0 + seed, 0.012, diverged)
+
+
+def nats(name: str, seed: int, value: float) -> Result:
+    return dataclasses.replace(result(name, seed, value), metric="nll")
 
 
 def comparison(out: Path, names: tuple[str, ...] = ("rope", "pope", "nope")) -> Comparison:
@@ -43,8 +47,9 @@ def test_every_seed_is_in_the_table_in_the_order_asked_for(tmp_path: Path) -> No
     found = comparison(tmp_path)
     assert header(found)[:4] == ("encoding", "seed 0", "seed 1", "mean")
     assert [row[:4] for row in rows(found)] == [
-        ("rope", "50.0%", "25.0%", "37.5%"),
-        ("pope", "90.0%", "not a number (diverged at 7)", "not a number"),
+        # Wilson's of 100, 50 and 180 of 200; Student's of two values 0.25 apart, 12.706 times half of that.
+        ("rope", "50.0% [43.1, 56.9]", "25.0% [19.5, 31.4]", "37.5% [0.0, 100.0]"),
+        ("pope", "90.0% [85.1, 93.4]", "not a number (diverged at 7)", "not a number"),
     ]
     assert rows(found)[0][4:] == ("1,234", "60", "1.2%")
     assert all(len(row) == len(header(found)) for row in rows(found))
@@ -52,9 +57,47 @@ def test_every_seed_is_in_the_table_in_the_order_asked_for(tmp_path: Path) -> No
 
 
 def test_a_run_that_isnt_finished_has_a_dash_and_nats_are_nats(tmp_path: Path) -> None:
-    found = Comparison(recipe(), Nats(), ("rope",), 3, tmp_path, (result("rope", 1, 1.23456),))
+    found = Comparison(recipe(), Nats(), ("rope",), 3, tmp_path, (nats("rope", 1, 1.23456),))
     assert rows(found)[0][:5] == ("rope", "–", "1.2346", "–", "1.2346")
-    assert "nats a labelled token" in title(found)
+    assert title(found).endswith("nats a labelled token, test set")
+
+
+def test_the_mean_of_seeds_has_students_interval(tmp_path: Path) -> None:
+    found = Comparison(
+        recipe(), Nats(), ("rope",), 3, tmp_path, tuple(nats("rope", i, 1.2 + 0.1 * i) for i in range(3))
+    )
+    # 1.3 with a standard error of 0.1 / sqrt(3), times 4.303, NIST's quantile at 2 degrees of freedom.
+    assert rows(found)[0][:5] == ("rope", "1.2000", "1.3000", "1.4000", "1.3000 [1.0516, 1.5484]")
+    low, high = found.to_dict()["intervals"]["rope"]
+    assert (low, high) == (pytest.approx(1.0516, abs=1e-4), pytest.approx(1.5484, abs=1e-4))
+
+
+@pytest.mark.parametrize(
+    ("task", "results", "said"),
+    [
+        (
+            Echo(),
+            (result("rope", 0, 0.5), result("rope", 1, 0.25)),
+            "of a run Wilson's over its 200 test sequences, of a mean Student's t over seeds, cut to 0 to 100",
+        ),
+        (
+            Echo(),
+            (result("rope", 0, 0.5),),
+            "test set; brackets: 95 % intervals, of a run Wilson's over its 200 test sequences",
+        ),
+        (
+            Nats(),
+            (nats("rope", 0, 2.0), nats("rope", 1, 2.1)),
+            "; brackets: 95 % intervals, of a mean Student's t over seeds",
+        ),
+        (Echo(), (), "test set"),
+        (Echo(), (result("rope", 0, None),), "test set"),
+    ],
+)
+def test_the_title_says_what_the_brackets_are(
+    task: Echo, results: tuple[Result, ...], said: str, tmp_path: Path
+) -> None:
+    assert title(Comparison(recipe(), task, ("rope",), 2, tmp_path, results)).endswith(said)
 
 
 def test_styles_differ_also_in_grey() -> None:

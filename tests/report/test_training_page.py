@@ -21,7 +21,7 @@ class Nats(Echo):
 def comparison(out: Path, task: Echo | None = None, seeds: int = 2, **values: list[float | None]) -> Comparison:
     """Encodings by name, each with the values of its seeds."""
     results = tuple(
-        Result(name, seed, "accuracy", value, {}, 10, 1234, 0, 60.0, 0.012, None)
+        Result(name, seed, (task or Echo()).metric, value, {"sequences": 200}, 10, 1234, 0, 60.0, 0.012, None)
         for name, found in values.items()
         for seed, value in enumerate(found)
     )
@@ -35,15 +35,17 @@ def test_every_seed_is_in_the_table(tmp_path: Path) -> None:
     rows = [[c.text for c in row.children] for row in root.all("table")[0].all("tr")]
     assert rows[0][:4] == ["encoding", "seed 0", "seed 1", "mean"]
     assert [row[:4] for row in rows[1:]] == [
-        ["rope", "50.0%", "25.0%", "37.5%"],
-        ["pope", "90.0%", "not a number", "not a number"],
+        ["rope", "50.0% [43.1, 56.9]", "25.0% [19.5, 31.4]", "37.5% [0.0, 100.0]"],
+        ["pope", "90.0% [85.1, 93.4]", "not a number", "not a number"],
     ]
+    assert "brackets: 95 % intervals" in root.all("p", "caption")[0].text
     assert root.all("h1")[0].text == "tiny-echo, small recipe: rope, pope"
     assert root.all("pre")[0].text == "ropewalk train --task tiny-echo"
     facts = root.all("dl")[0].text
     assert "rows=48" in facts and "16 channels" in facts and "torch" in facts and "0 to 1" in facts
     text = markdown(page)
-    assert "| rope | 50.0% | 25.0% | 37.5% |" in text and "`ropewalk train --task tiny-echo`" in text
+    assert "| rope | 50.0% [43.1, 56.9] | 25.0% [19.5, 31.4] | 37.5% [0.0, 100.0] |" in text
+    assert "`ropewalk train --task tiny-echo`" in text
     assert "16 channels, 2 heads" in text and "rows=48" in text and "learning rate 0.01" in text
     assert "torch" in text and "processors" in text and "](curves.png)" in text
 

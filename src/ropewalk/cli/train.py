@@ -119,7 +119,10 @@ def _tell_left_out(console: Console, comparison: Comparison) -> None:
 def _print(console: Console, comparison: Comparison) -> None:
     from ropewalk.report.training import header, rows, title
 
-    console.print(text_table(header(comparison), rows(comparison), title(comparison)))
+    # What runs cost is in summary.md, and brackets have lines of their own: so three seeds fit into 80 columns.
+    shown, before = comparison.seeds + 2, "\n[" if console.is_terminal else " ["
+    cells = [[cell.replace(" [", before) for cell in row[:shown]] for row in rows(comparison)]
+    console.print(text_table(header(comparison)[:shown], cells, title(comparison)))
     out = comparison.out
     made = "summary.md", "summary.json", "curves.png", "report.html", "ENCODING/seed-N"
     console.print(f"Saved: {', '.join(f'{out}/{name}' for name in made)}", markup=False)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ropewalk.evaluation.provenance import made_with
+from ropewalk.evaluation.score import Estimate
 from ropewalk.report.figures import finish
 from ropewalk.report.marks import COLOURS
 from ropewalk.training.compare import Comparison
@@ -27,7 +28,7 @@ def header(comparison: Comparison) -> tuple[str, ...]:
 
 def rows(comparison: Comparison) -> list[tuple[str, ...]]:
     """A row for each encoding that has a result, in the order asked for; a run that isn't finished has a dash."""
-    found = []
+    found, metric = [], comparison.task.metric
     for name in comparison.names:
         results = comparison.of(name)
         if not results:
@@ -37,19 +38,20 @@ def rows(comparison: Comparison) -> list[tuple[str, ...]]:
         for seed in range(comparison.seeds):
             result = by_seed.get(seed)
             mark = f" (diverged at {result.diverged:,})" if result is not None and result.diverged else ""
-            cells.append("–" if result is None else figure_text(result.value, comparison.task.metric) + mark)
+            cells.append("–" if result is None else _bracketed(result.value, result.interval, metric) + mark)
         seconds = sum(r.seconds for r in results) / len(results)
         waiting = max(r.waiting for r in results)
-        mean = figure_text(comparison.mean(name), comparison.task.metric)
+        mean = _bracketed(comparison.mean(name), comparison.estimate(name) if len(results) > 1 else None, metric)
         found.append((name, *cells, mean, f"{results[0].parameters:,}", f"{seconds:,.0f}", f"{waiting:.1%}"))
     return found
 
 
 def title(comparison: Comparison) -> str:
-    """One line on what the table's figures are."""
+    """One line on what the table's figures are, and what stands in brackets."""
     recipe = comparison.recipe
     unit = _UNITS[comparison.task.metric]
-    return f"{recipe.task}, {recipe.size} recipe, {recipe.steps:,} steps of {recipe.batch}: {unit}, test set"
+    steps = f"{recipe.steps:,} steps of {recipe.batch}"
+    return f"{recipe.task}, {recipe.size} recipe, {steps}: {unit}, test set{_brackets(comparison)}"
 
 
 def facts(comparison: Comparison) -> dict[str, str]:
@@ -94,6 +96,26 @@ def draw_curves(comparison: Comparison, path: Path) -> None:
     if axes.get_legend_handles_labels()[0]:
         axes.legend(frameon=False, fontsize=8, handlelength=3.5)
     figure.savefig(path, dpi=150)
+
+
+def _bracketed(value: float | None, interval: Estimate | None, metric: str) -> str:
+    """A figure, and its interval within what the metric can be, if there is one."""
+    text = figure_text(value, metric)
+    if interval is None:
+        return text
+    if metric == "accuracy":
+        return f"{text} [{100 * max(0.0, interval.low):.1f}, {100 * min(1.0, interval.high):.1f}]"
+    return f"{text} [{max(0.0, interval.low):.4f}, {interval.high:.4f}]"
+
+
+def _brackets(comparison: Comparison) -> str:
+    """What the table's brackets are, as far as it has some."""
+    of_runs = [r.interval for r in comparison.results if r.interval is not None]
+    of_means = [e for name in comparison.names if (e := comparison.estimate(name)) is not None and e.is_clustered]
+    said = [f"of a run Wilson's over its {of_runs[0].n:,} test sequences"] if of_runs else []
+    if of_means:
+        said.append("of a mean Student's t over seeds" + ", cut to 0 to 100" * bool(of_runs))
+    return f"; brackets: 95 % intervals, {', '.join(said)}" if said else ""
 
 
 def _styles() -> Iterator[tuple[Any, str]]:

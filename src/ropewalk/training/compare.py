@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ropewalk.errors import ArgumentError
+from ropewalk.evaluation.score import Estimate, mean_interval
 from ropewalk.tasks.sequences import SequenceTask
 from ropewalk.training.folder import RunFolder
 from ropewalk.training.models import build_model, check_length, shape
@@ -42,11 +43,19 @@ class Comparison:
         """An encoding's results, by seed."""
         return sorted((r for r in self.results if r.encoding == name), key=lambda r: r.seed)
 
-    def mean(self, name: str) -> float | None:
-        """The mean of an encoding's metric over its seeds; None without any, or when one isn't a number."""
+    def estimate(self, name: str) -> Estimate | None:
+        """The mean of an encoding's metric with its t-interval over seeds, of a single seed the whole line.
+
+        None without any seed, or when one isn't a number.
+        """
         values = [r.value for r in self.of(name)]
         numbers = [value for value in values if value is not None]
-        return sum(numbers) / len(numbers) if numbers and len(numbers) == len(values) else None
+        return mean_interval(numbers, range(len(numbers))) if numbers and len(numbers) == len(values) else None
+
+    def mean(self, name: str) -> float | None:
+        """The mean of an encoding's metric over its seeds; None where there is no estimate."""
+        found = self.estimate(name)
+        return None if found is None else found.mean
 
     def to_dict(self) -> dict[str, Any]:
         """All of it, JSON-ready, but for the folder."""
@@ -58,7 +67,12 @@ class Comparison:
             "metric": self.task.metric,
             "results": [dataclasses.asdict(r) for name in self.names for r in self.of(name)],
             "means": {name: self.mean(name) for name in self.names},
+            "intervals": {name: _bounds(self.estimate(name)) for name in self.names},
         }
+
+
+def _bounds(found: Estimate | None) -> tuple[float, float] | None:
+    return (found.low, found.high) if found is not None and found.is_clustered else None
 
 
 def check(comparison: Comparison, use_cpu: bool = False) -> None:

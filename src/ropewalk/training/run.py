@@ -8,6 +8,7 @@ from typing import Any
 
 from transformers import TrainerCallback, TrainingArguments
 
+from ropewalk.evaluation.score import Estimate, proportion_interval
 from ropewalk.tasks.sequences import SequenceTask
 from ropewalk.training.course import Course
 from ropewalk.training.data import Collator, Rows, rows_of
@@ -49,6 +50,15 @@ class Result:
     seconds: float
     waiting: float
     diverged: int | None = None
+
+    @property
+    def interval(self) -> Estimate | None:
+        """An accuracy with Wilson's interval over the test sequences; None for nats, whose spread isn't kept."""
+        if self.metric != "accuracy" or self.value is None:
+            return None
+        count = int(self.test["sequences"] or 0)
+        right = round(self.value * count)
+        return proportion_interval([i < right for i in range(count)], [0] * count)
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> Result:
