@@ -54,7 +54,7 @@ def test_encodings_are_trained_compared_and_kept(tmp_path: Path, capsys: pytest.
     captured = capsys.readouterr()
     assert "induction, small recipe, 4 steps of 4" in captured.out and "summary.md" in captured.out
     assert captured.out.count("rope, seed 0") == 1 and captured.err == ""
-    made = {"summary.md", "summary.json", "curves.png", "report.html"}
+    made = {"summary.md", "summary.json", "curves.jsonl", "curves.png", "report.html"}
     assert {p.name for p in (tmp_path / "o").iterdir()} == {"rope", "alibi"} | made
     found = json.loads((tmp_path / "o" / "summary.json").read_text())
     assert [r["encoding"] for r in found["results"]] == ["rope", "alibi"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 from dataclasses import dataclass, field
 from html.parser import HTMLParser
 
@@ -86,6 +87,12 @@ def parsed(page: str) -> Element:
     parser.close()
     assert len(parser.open) == 1, f"<{parser.open[-1].tag}> never ends"
     return parser.root
+
+
+def downloads(page: Element) -> dict[str, bytes]:
+    """The files in a page, by name."""
+    links = [a.attributes for a in page.all("a") if "download" in a.attributes]
+    return {a["download"] or "": base64.b64decode((a["href"] or "").partition(",")[2]) for a in links}
 
 
 def charts(layers: int, heads: int, n: int = 16, name: str = "") -> list[HeadChart]:

@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 
 import pytest
+from tests.report.pages import downloads, parsed
 
 from ropewalk.report.markdown import markdown
 from ropewalk.report.recalibration import draw_curves, header, page, rows, verdict, write_report
@@ -60,7 +61,7 @@ def test_a_model_left_as_it_was_has_no_row_for_a_swap() -> None:
 
 
 def test_the_page_says_how_it_was_made() -> None:
-    text = markdown(page(WANTED, FOUND, RUN, "ropewalk recalibrate some/model", b""))
+    text = markdown(page(WANTED, FOUND, RUN, "ropewalk recalibrate some/model", b"", {}))
     assert "`ropewalk recalibrate some/model`" in text and "f00d" in text and "beef" in text
     assert "2 of 512 tokens" in text and "learning rate 0.0003" in text and "1.2%" in text
     assert "| as it was | 2.900 |" in text and "](curves.png)" in text
@@ -87,13 +88,18 @@ def test_the_picture_has_both_levels_and_begins_after_the_swap(tmp_path: Path, m
 
 
 def test_a_report_is_written_beside_the_run(tmp_path: Path) -> None:
-    (tmp_path / "run.json").write_text(json.dumps(RUN))
+    kept = {"run.json": json.dumps(RUN), "result.json": '{"steps": 20}\n', "curve.jsonl": '{"step": 1, "loss": 8.0}\n'}
+    for name, content in kept.items():
+        (tmp_path / name).write_text(content)
     write_report(WANTED, FOUND, tmp_path, "ropewalk recalibrate")
-    assert {p.name for p in tmp_path.iterdir()} == {"run.json", "summary.md", "curves.png", "report.html"}
+    assert {p.name for p in tmp_path.iterdir()} == {*kept, "summary.md", "curves.png", "report.html"}
+    raw = downloads(parsed((tmp_path / "report.html").read_text()))
+    assert raw == {name: kept[name].encode() for name in ("result.json", "curve.jsonl")}
 
 
 def test_the_page_says_when_the_model_may_have_read_what_is_held_out() -> None:
     text = [
-        markdown(page(WANTED, dataclasses.replace(FOUND, read_before=seen), RUN, "x", b"")) for seen in (False, True)
+        markdown(page(WANTED, dataclasses.replace(FOUND, read_before=seen), RUN, "x", b"", {}))
+        for seen in (False, True)
     ]
     assert "nothing here is trained on" in text[0] and "may have read them" in text[1]

@@ -5,12 +5,13 @@ import json
 from pathlib import Path
 
 import pytest
-from tests.report.pages import parsed
+from tests.report.pages import downloads, parsed
 from tests.training.tiny import Echo, recipe
 
 from ropewalk.report.markdown import markdown
 from ropewalk.report.training_page import training_page, verdict, write_report
 from ropewalk.training.compare import Comparison
+from ropewalk.training.folder import RunFolder
 from ropewalk.training.run import Result
 
 
@@ -30,7 +31,7 @@ def comparison(out: Path, task: Echo | None = None, seeds: int = 2, **values: li
 
 def test_every_seed_is_in_the_table(tmp_path: Path) -> None:
     made = comparison(tmp_path, rope=[0.5, 0.25], pope=[0.9, None])
-    page = training_page(made, "ropewalk train --task tiny-echo", b"", "{}")
+    page = training_page(made, "ropewalk train --task tiny-echo", b"", "{}", "")
     root = parsed(page.html())
     rows = [[c.text for c in row.children] for row in root.all("table")[0].all("tr")]
     assert rows[0][:4] == ["encoding", "seed 0", "seed 1", "mean"]
@@ -75,32 +76,40 @@ def test_the_verdict(task: Echo, values: dict[str, list[float | None]], said: st
 
 def test_files_that_are_left_out_are_folded_away(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     made = comparison(tmp_path, rope=[0.5])
-    assert not parsed(training_page(made, "x", b"", "{}").html()).all("details")
+    assert not parsed(training_page(made, "x", b"", "{}", "").html()).all("details")
     monkeypatch.setattr(Echo, "problems", ("a.mid (no notes)", "b.mid (<cut> | off)"), raising=False)
-    (folded,) = parsed(training_page(made, "x", b"", "{}").html()).all("details")
+    (folded,) = parsed(training_page(made, "x", b"", "{}", "").html()).all("details")
     assert folded.all("summary")[0].text == "2 files left out"
     assert [cell.text for cell in folded.all("th")[1:]] == ["a.mid (no notes)", "b.mid (<cut> | off)"]
 
 
 def test_the_file_holds_the_curves_and_the_results(tmp_path: Path) -> None:
     made = comparison(tmp_path, rope=[0.5, 0.25])
+    points = [[{"step": 2, "loss": 1.0}, {"step": 4, "loss": 0.5, "metric": 0.25}], [{"step": 2, "loss": 2.0}]]
+    for seed, curve in enumerate(points):
+        for point in curve:
+            folder = RunFolder.of(tmp_path, "rope", seed)
+            folder.path.mkdir(parents=True, exist_ok=True)
+            folder.add_point(point)
     write_report(made, "ropewalk train")
     root = parsed((tmp_path / "report.html").read_text())
     (image,) = root.all("img")
     content = base64.b64decode((image.attributes["src"] or "").removeprefix("data:image/png;base64,"))
     assert content == (tmp_path / "curves.png").read_bytes()
     assert "rope" in (image.attributes["alt"] or "")
-    (link,) = [a for a in root.all("a") if "download" in a.attributes]
-    raw = base64.b64decode((link.attributes["href"] or "").partition(",")[2])
-    assert raw == (tmp_path / "summary.json").read_bytes()
-    found = json.loads(raw)
-    assert [r["value"] for r in found["results"]] == [0.5, 0.25]
+    raw = downloads(root)
+    assert raw == {name: (tmp_path / name).read_bytes() for name in ("summary.json", "curves.jsonl")}
+    assert [r["value"] for r in json.loads(raw["summary.json"])["results"]] == [0.5, 0.25]
+    assert [json.loads(line) for line in raw["curves.jsonl"].splitlines()] == [
+        {"encoding": "rope", "seed": seed, **point} for seed, curve in enumerate(points) for point in curve
+    ]
 
 
 def test_a_report_can_be_written_before_any_run_is_finished(tmp_path: Path) -> None:
     empty = Comparison(recipe(), Echo(), ("rope",), 1, tmp_path)
     write_report(empty, "ropewalk train")
-    assert {p.name for p in tmp_path.iterdir()} == {"summary.md", "summary.json", "curves.png", "report.html"}
+    made = {"summary.md", "summary.json", "curves.jsonl", "curves.png", "report.html"}
+    assert {p.name for p in tmp_path.iterdir()} == made and (tmp_path / "curves.jsonl").read_text() == ""
     write_report(comparison(tmp_path, rope=[0.5, None]), "ropewalk train")
     data = json.loads((tmp_path / "summary.json").read_text())
     assert [r["value"] for r in data["results"]] == [0.5, None] and data["command"] == "ropewalk train"

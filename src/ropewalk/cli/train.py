@@ -24,7 +24,7 @@ def train_models(
     encoding: Annotated[str | None, typer.Option(help="Encodings by name, with commas; default: the recipe's.")] = None,
     size: Annotated[str, typer.Option(help="The recipe: small, or paper for the paper's own sizes.")] = "small",
     seeds: Annotated[int, typer.Option(help="Runs of each encoding.")] = 3,
-    out: Annotated[Path, typer.Option(help="Folder for runs, summary.md and .json, curves.png, report.html.")] = Path(
+    out: Annotated[Path, typer.Option(help="Folder for runs, summary.md and .json, curves.*, report.html.")] = Path(
         "train-out"
     ),
     data: Annotated[str, typer.Option(help="The task's data: a file, a folder, or hf:NAME for texts.")] = "",
@@ -124,5 +124,5 @@ def _print(console: Console, comparison: Comparison) -> None:
     cells = [[cell.replace(" [", before) for cell in row[:shown]] for row in rows(comparison)]
     console.print(text_table(header(comparison)[:shown], cells, title(comparison)))
     out = comparison.out
-    made = "summary.md", "summary.json", "curves.png", "report.html", "ENCODING/seed-N"
+    made = "summary.md", "summary.json", "curves.jsonl", "curves.png", "report.html", "ENCODING/seed-N"
     console.print(f"Saved: {', '.join(f'{out}/{name}' for name in made)}", markup=False)

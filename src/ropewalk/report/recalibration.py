@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,13 +11,14 @@ from ropewalk.evaluation.score import Estimate
 from ropewalk.report.figures import finish
 from ropewalk.report.markdown import write_pages
 from ropewalk.report.marks import COLOURS
-from ropewalk.report.page import Page, Paragraph, Part, Picture, Reproduce, Section, Table
+from ropewalk.report.page import Download, Page, Paragraph, Part, Picture, Reproduce, Section, Table
 from ropewalk.training.folder import RunFolder
 from ropewalk.training.held_out import HeldOut
 from ropewalk.training.recalibration import Outcome, Recalibration
 from ropewalk.training.swap import OWN
 
 _PICTURE = "curves.png"
+_RAW = {"result.json": "application/json", "curve.jsonl": "application/jsonl"}
 
 
 def header(wanted: Recalibration, outcome: Outcome) -> tuple[str, ...]:
@@ -77,8 +79,15 @@ def facts(wanted: Recalibration, outcome: Outcome, run: dict[str, Any]) -> dict[
     }
 
 
-def page(wanted: Recalibration, outcome: Outcome, run: dict[str, Any], command: str, picture: bytes) -> Page:
-    """The page; `run` is what the folder's run.json says."""
+def page(
+    wanted: Recalibration,
+    outcome: Outcome,
+    run: dict[str, Any],
+    command: str,
+    picture: bytes,
+    raw: Mapping[str, bytes],
+) -> Page:
+    """The page; `run` is what the folder's run.json says, `raw` the folder's other files by name, to be downloaded."""
     held, furthest = outcome.after, max(_multiples(outcome))
     counts = {k: len(held.windows[k]) for k in (1, furthest) if k in held.windows}
     read = " and ".join(f"{count} of {k * wanted.length:,} tokens" for k, count in counts.items())
@@ -93,6 +102,7 @@ def page(wanted: Recalibration, outcome: Outcome, run: dict[str, Any], command: 
         Picture(picture, "png", "Training and validation loss against steps", name=_PICTURE),
         Section("How this was made"),
         Reproduce(command, facts(wanted, outcome, run)),
+        *(Download(name, content, _RAW[name]) for name, content in raw.items()),
     ]
     heading = f"{wanted.model}: {wanted.encoding}, {outcome.steps:,} steps"
     return Page(heading, verdict(wanted, outcome), parts)
@@ -129,7 +139,8 @@ def write_report(wanted: Recalibration, outcome: Outcome, out: Path, command: st
     folder = RunFolder(out)
     draw_curves(wanted, outcome, folder.curve(), out / _PICTURE)
     picture = (out / _PICTURE).read_bytes()
-    write_pages(page(wanted, outcome, folder.about() or {}, command, picture), out)
+    raw = {name: (out / name).read_bytes() for name in _RAW}
+    write_pages(page(wanted, outcome, folder.about() or {}, command, picture, raw), out)
 
 
 def _multiples(outcome: Outcome) -> tuple[int, ...]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from typing import Any
 
 from ropewalk.evaluation.provenance import provenance
 from ropewalk.files import one_line_errors, write_atomically
@@ -11,13 +13,14 @@ from ropewalk.report.page import Download, Folded, Page, Paragraph, Part, Pictur
 from ropewalk.report.training import draw_curves, facts, header, rows, title
 from ropewalk.training.compare import Comparison
 from ropewalk.training.figures import figure_text
+from ropewalk.training.folder import RunFolder
 from ropewalk.training.run import left_out
 
-_PICTURE = "curves.png"
+_PICTURE, _CURVES = "curves.png", "curves.jsonl"
 
 
 def write_report(comparison: Comparison, command: str) -> None:
-    """Write summary.json, curves.png, summary.md and report.html into the comparison's folder.
+    """Write summary.json, curves.jsonl, curves.png, summary.md and report.html into the comparison's folder.
 
     Args:
         comparison: what has come out so far; needn't be all.
@@ -29,14 +32,24 @@ def write_report(comparison: Comparison, command: str) -> None:
     out = comparison.out
     raw = json.dumps(comparison.to_dict() | {"command": command} | provenance(), indent=2) + "\n"
     write_atomically(out / "summary.json", raw)
+    curves = "".join(json.dumps(point) + "\n" for point in curve_points(comparison))
+    write_atomically(out / _CURVES, curves)
     with one_line_errors(out / _PICTURE):
         draw_curves(comparison, out / _PICTURE)
         picture = (out / _PICTURE).read_bytes()
-    write_pages(training_page(comparison, command, picture, raw), out)
+    write_pages(training_page(comparison, command, picture, raw, curves), out)
 
 
-def training_page(comparison: Comparison, command: str, picture: bytes, raw: str) -> Page:
-    """The page of a comparison, with its curves and its summary's JSON."""
+def curve_points(comparison: Comparison) -> Iterator[dict[str, Any]]:
+    """The points of all finished runs' curves, each with its encoding and seed."""
+    for name in comparison.names:
+        for result in comparison.of(name):
+            for point in RunFolder.of(comparison.out, name, result.seed).curve():
+                yield {"encoding": name, "seed": result.seed, **point}
+
+
+def training_page(comparison: Comparison, command: str, picture: bytes, raw: str, curves: str) -> Page:
+    """The page of a comparison, with the picture of its curves, its summary's JSON and its curves' JSON lines."""
     alt = f"The metric on validation data against steps, a line a seed, for {', '.join(comparison.names)}."
     parts: list[Part] = [
         Section("Every seed"),
@@ -48,6 +61,7 @@ def training_page(comparison: Comparison, command: str, picture: bytes, raw: str
         Reproduce(command, facts(comparison)),
         *_left_out(comparison),
         Download("summary.json", raw.encode(), "application/json"),
+        Download(_CURVES, curves.encode(), "application/jsonl"),
     ]
     recipe = comparison.recipe
     names = ", ".join(comparison.names)
