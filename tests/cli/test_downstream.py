@@ -13,7 +13,7 @@ from tests.tasks.tokenizers import byte_tokenizer, story
 from ropewalk.cli.app import OK, USER_ERROR, main
 from ropewalk.encodings.rope import RoPE
 from ropewalk.evaluation import downstream
-from ropewalk.frequencies import NTK
+from ropewalk.frequencies import NTK, Linear
 from ropewalk.hf.plan import Plan
 from ropewalk.tasks.language import Language
 
@@ -26,6 +26,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     model.save_pretrained(place / "llama")
     byte_tokenizer().save_pretrained(place / "llama")
     Plan.of(model, RoPE(16, rule=NTK(3.0)), 512).save_pretrained(place / "plan")
+    Plan.of(model, RoPE(16, rule=Linear(4.0)), 512).save_pretrained(place / "other" / "plan")
     (place / "text.txt").write_text(story(300))
     make_run(place, "rope", RoPE(16), Language(str(place / "text.txt"), length=LENGTH))
     (place / "pairs").mkdir()
@@ -45,8 +46,14 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def run(place: Path, *models: str, out: Path, **options: str) -> int:
+    """Values may hold `{place}`; one for each `|` of `plan`."""
     given = {"out": str(out)} | {name: value.replace("{place}", str(place)) for name, value in options.items()}
-    words = [word for name, value in given.items() for word in (f"--{name}", value)]
+    words = [
+        word
+        for name, value in given.items()
+        for one in value.split("|")
+        for word in (f"--{name.replace('_', '-')}", one)
+    ]
     return main(["downstream", *(str(place / model) for model in models), *words])
 
 
@@ -85,6 +92,33 @@ def test_models_and_a_plan_are_measured_compared_and_kept(
     assert len(calls) == 2 and f"{out}/results.jsonl: line 2 is damaged and skipped" in capsys.readouterr().out
 
 
+def test_plans_and_rules_are_compared_with_one_correction(
+    place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = {"pairs": "{place}/pairs", "plan": "{place}/plan|{place}/other/plan", "rules": "yarn,dynamic_ntk"}
+    assert run(place, "llama", out=tmp_path / "o", furthest="4", **given) == OK
+    found = json.loads((tmp_path / "o" / "summary.json").read_text())
+    plans = [f"llama + plan {place}/{name}" for name in ("plan", "other/plan")]
+    assert [arm["name"] for arm in found["arms"]] == ["llama", "llama + yarn x4", "llama + dynamic_ntk", *plans]
+    # Rules are told what `ropewalk perplexity --furthest 4` tells them.
+    rules = [arm["encoding"]["rule"] for arm in found["arms"][1:3]]
+    assert (rules[0]["factor"], rules[0]["original_length"], rules[1]["target_length"]) == (4.0, 256, 1024)
+    # Also a text that fits the training length is read with the plan: asked for by hand, it applies to all.
+    assert found["arms"][4]["encoding"]["rule"]["factor"] == 4.0
+    models = found["groups"][0]["models"]
+    answers = {name: (held["right"]["mean"], held["nll"]["mean"]) for name, held in models.items()}
+    assert len({nll for _, nll in answers.values()}) == 5
+    tests = [held["against"] for held in models.values() if held["against"]]
+    likeliest = min(tests, key=lambda one: one["p"])
+    assert likeliest["p"] < 1 and likeliest["p_holm"] == min(1.0, 4 * likeliest["p"])
+    said = f"--plan {place}/plan --plan {place}/other/plan --rules yarn,dynamic_ntk"
+    assert said in found["command"] and "yarn x4" in capsys.readouterr().out
+    calls: list[int] = []
+    monkeypatch.setattr(downstream, "_judge", lambda *_: calls.append(1))
+    again = {"pairs": "{place}/pairs", "rules": "yarn", "factor": "4", "training_length": "256", "furthest": "2"}
+    assert run(place, "llama", out=tmp_path / "o", **again) == OK and calls == []
+
+
 @pytest.mark.parametrize(
     ("models", "options", "said"),
     [
@@ -94,6 +128,15 @@ def test_models_and_a_plan_are_measured_compared_and_kept(
         (("llama",), {"words": "{place}/pairs/one.jsonl"}, "should hold a text of two words or more"),
         (("llama",), {"pairs": "{place}/pairs", "limit": "-1"}, "limit=-1"),
         (("rope/seed-0",), {"pairs": "{place}/pairs", "plan": "{place}/plan"}, "for none of the models given"),
+        (("llama",), {"pairs": "{place}/pairs", "plan": "{place}/plan|{place}/plan"}, "is given twice"),
+        (("llama",), {"pairs": "{place}/pairs", "rules": "yran"}, "did you mean yarn"),
+        (("llama",), {"pairs": "{place}/pairs", "rules": "cope", "factor": "2"}, "has no factor"),
+        (("llama",), {"pairs": "{place}/pairs", "rules": "ntk", "furthest": "0"}, "furthest=0"),
+        (
+            ("llama", "rope/seed-0"),
+            {"pairs": "{place}/pairs", "rules": "ntk"},
+            "different lengths (llama 256",
+        ),
         (("nowhere",), {"pairs": "{place}/pairs"}, "nowhere"),
         (("llama", "llama"), {"pairs": "{place}/pairs"}, "is given twice"),
     ],

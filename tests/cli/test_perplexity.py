@@ -97,6 +97,7 @@ def test_a_plan_and_the_sliding_way(place: Path, tmp_path: Path, capsys: pytest.
         (("rope/seed-0",), {"part": "tset"}, "did you mean test"),
         (("rope/seed-0",), {"text": "nowhere.txt"}, "nowhere.txt"),
         (("rope/seed-0",), {"plan": "{place}/plan"}, "for none of the models given"),
+        (("rope/seed-0",), {"rules": "ntk", "factor": "-1"}, "factor=-1"),
         (("rope/seed-0", "llama"), {}, "different lengths"),
         (("rope/seed-0", "llama"), {"training_length": "32"}, "has other tokens than rope, seed 0"),
         (("rope/seed-0", "rope/seed-0"), {}, "is given twice"),

@@ -27,7 +27,7 @@ TOKENS = torch.arange(40)[None] * 7 % 15 + 1
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Runs of RoPE and NoPE, two Llamas, a Gemma with windows, and plans for the second Llama and for none."""
+    """Runs of RoPE and NoPE, two Llamas, a Gemma with windows, plans for the second Llama and one for none."""
     place = tmp_path_factory.mktemp("models")
     (place / "text.txt").write_text(story(300))
     task = Language(str(place / "text.txt"), length=LENGTH)
@@ -37,7 +37,8 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
         if name == "other":
             with torch.no_grad():
                 model.lm_head.weight.mul_(2.0)
-            Plan.of(model, RoPE(16, rule=NTK(3.0)), 512).save_pretrained(place / "plan")
+            for folder, rule in (("plan", NTK(3.0)), ("saved/plan", NTK(5.0)), ("linear", Linear(2.0))):
+                Plan.of(model, RoPE(16, rule=rule), 512).save_pretrained(place / folder)
         model.save_pretrained(place / name)
         byte_tokenizer().save_pretrained(place / name)
     Plan.of(tiny("Llama", num_hidden_layers=2), RoPE(16), 512).save_pretrained(place / "stray")
@@ -91,7 +92,7 @@ def test_an_arm_is_the_model_with_its_encoding_and_leaves_it_as_it_was(place: Pa
 
 def test_a_plan_is_for_the_model_that_it_was_made_for(place: Path) -> None:
     subjects = opened(place, "llama", "other")
-    found = arms(subjects.all, plan=str(place / "plan"))
+    found = arms(subjects.all, plans=[str(place / "plan")])
     assert [arm.name for arm in found] == ["llama", "other", "other + plan plan"]
     with found[2].ready(subjects.model(found[2].subject)) as model:
         inside = logits(model)
@@ -99,9 +100,23 @@ def test_a_plan_is_for_the_model_that_it_was_made_for(place: Path) -> None:
         assert torch.equal(logits(model), inside)  # at a length that fits the training length too
 
 
+def test_several_plans_come_in_their_order_each_for_its_model(place: Path) -> None:
+    plans = [str(place / "plan"), str(place / "saved" / "plan"), str(place / "linear")]
+    subjects = opened(place, "llama", "other")
+    found = arms(subjects.all, ("ntk",), 256, 512, plans=plans)
+    # Folders of one name are told apart by what the user called them.
+    wanted = ["ntk x2", f"plan {plans[0]}", f"plan {plans[1]}", "plan linear"]
+    assert [arm.name for arm in found] == ["llama", "llama + ntk x2", "other", *(f"other + {n}" for n in wanted)]
+    assert [arm.encoding.rule for arm in found[4:]] == [NTK(3.0), NTK(5.0), Linear(2.0)]  # type: ignore[union-attr]
+    with pytest.raises(ArgumentError, match=r"^plan='[^']*linear/?': is given twice"):
+        arms(subjects.all, plans=[plans[2], plans[0], plans[2] + "/"])
+    with pytest.raises(MismatchedModelError, match=r"stray: the plan is for none"):
+        arms(subjects.all, plans=[plans[0], str(place / "stray")])
+
+
 def test_a_plan_of_the_same_shape_is_taken_with_a_warning(place: Path) -> None:
     subjects = opened(place, "llama")
-    (_, planned) = arms(subjects.all, plan=str(place / "plan"))
+    (_, planned) = arms(subjects.all, plans=[str(place / "plan")])
     with pytest.warns(UserWarning, match="other weights"), planned.ready(subjects.model(planned.subject)):
         pass
 
@@ -109,7 +124,7 @@ def test_a_plan_of_the_same_shape_is_taken_with_a_warning(place: Path) -> None:
 def test_a_plan_for_none_of_the_models_is_refused(place: Path) -> None:
     for names in (["llama", "other"], ["nope/seed-0"]):
         with pytest.raises(MismatchedModelError, match="for none of the models given"):
-            arms(opened(place, *names).all, plan=str(place / "stray"))
+            arms(opened(place, *names).all, plans=[str(place / "stray")])
 
 
 def test_wrong_rules_are_refused(place: Path) -> None:

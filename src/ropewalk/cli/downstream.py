@@ -1,4 +1,4 @@
-"""`ropewalk downstream`: minimal pairs and last words, for any models and a plan."""
+"""`ropewalk downstream`: minimal pairs and last words, for any models, length rules and plans."""
 
 from __future__ import annotations
 
@@ -23,7 +23,11 @@ def measure_downstream(
     ],
     pairs: Annotated[str, typer.Option(help="Minimal pairs: JSON lines as BLiMP's, a file or a folder.")] = "",
     words: Annotated[str, typer.Option(help="Last words: JSON lines with text, or a text with a passage a line.")] = "",
-    plan: Annotated[str, typer.Option(help="A saved plan, one more row: a folder or a Hugging Face id.")] = "",
+    rules: Annotated[str, typer.Option(help="Length rules with commas: a row each for every model that rotates.")] = "",
+    furthest: Annotated[int, typer.Option(help="For rules: the length they are for, in training lengths.")] = 10,
+    factor: Annotated[float, typer.Option(help="The rules' factor; 0: the furthest length's.")] = 0.0,
+    training_length: Annotated[int, typer.Option(help="For rules, in tokens; 0: as the models say.")] = 0,
+    plan: Annotated[list[str] | None, typer.Option(help="Saved plans, a row each: folders or hub ids.")] = None,
     limit: Annotated[int, typer.Option(help="Pairs of each test set, and passages, at most; 0: all.")] = 0,
     out: Annotated[
         Path, typer.Option(help="Folder for results.jsonl, summary.md, summary.json, downstream.png.")
@@ -35,8 +39,9 @@ def measure_downstream(
     Run it again to go on where it was stopped; with more models or questions, only those are measured.
     """
     from ropewalk.errors import ArgumentError
-    from ropewalk.evaluation.arms import arms
+    from ropewalk.evaluation.arms import arms, split_rules
     from ropewalk.evaluation.downstream import blocks, check, measure
+    from ropewalk.evaluation.perplexity import training_length as common_length
     from ropewalk.evaluation.shares import groups
     from ropewalk.evaluation.store import Store
     from ropewalk.evaluation.subjects import Subjects
@@ -47,10 +52,14 @@ def measure_downstream(
         raise ArgumentError("pairs", pairs, "give a file or folder of minimal pairs, or passages as words, or both")
     if limit < 0:
         raise ArgumentError("limit", limit, "give 1 or more, or 0 for all")
+    if furthest < 1:
+        raise ArgumentError("furthest", furthest, "give 1 or more")
+    names = split_rules(rules)
     held = read_pairs(pairs, limit or None) if pairs else []
     passages = read_passages(words, limit or None) if words else []
     subjects = Subjects(models, trust_remote_code)
-    rows = arms(subjects.all, plan=plan)
+    length = (training_length or common_length(subjects.all)) if names else 0
+    rows = arms(subjects.all, names, length, furthest * length, factor or None, plan or [])
     work = blocks(held, passages)
     unknown = check(rows, work)
     console = plain_console()

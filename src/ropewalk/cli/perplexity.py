@@ -29,7 +29,7 @@ def measure_perplexity(
     windows: Annotated[int, typer.Option(help="Windows of text, the independent units of the intervals.")] = 8,
     rules: Annotated[str, typer.Option(help="Length rules with commas: a row each for every model that rotates.")] = "",
     factor: Annotated[float, typer.Option(help="The rules' factor; 0: the furthest length's.")] = 0.0,
-    plan: Annotated[str, typer.Option(help="A saved plan, one more row: a folder or a Hugging Face id.")] = "",
+    plan: Annotated[list[str] | None, typer.Option(help="Saved plans, a row each: folders or hub ids.")] = None,
     way: Annotated[str, typer.Option(help="full: each window once; sliding: one text at every context.")] = "full",
     stride: Annotated[int, typer.Option(help="For sliding, in tokens; 0: half the training length.")] = 0,
     part: Annotated[
@@ -60,7 +60,7 @@ def measure_perplexity(
     reading = Reading(length, furthest, way, stride or None)
     for subject in subjects.all:
         subject.check_length("furthest", furthest, reading.longest)
-    rows = arms(subjects.all, names, length, reading.longest, factor or None, plan)
+    rows = arms(subjects.all, names, length, reading.longest, factor or None, plan or [])
     source, chosen, trained = held_out(text, subjects.all, part)
     books = Books(source, reading.window, windows, seed, chosen)
     drawn = windows_of(books, subjects.all)

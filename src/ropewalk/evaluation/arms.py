@@ -74,9 +74,9 @@ def arms(
     training_length: int = 0,
     target_length: int = 0,
     factor: float | None = None,
-    plan: str = "",
+    plans: Sequence[str] = (),
 ) -> list[Arm]:
-    """For each model in turn: as it is, then with each length rule, then with the plan if it is for that model.
+    """For each model in turn: as it is, then with each length rule, then with each plan that is for that model.
 
     Models that don't turn by RoPE get no rules. A plan is for the model whose weights it was made for, else for the
     first of the same shape.
@@ -86,10 +86,11 @@ def arms(
         rules: names of length rules.
         training_length, target_length: in tokens, what the rules are told.
         factor: of the rules; None: target_length / training_length.
-        plan: a saved plan's folder or hub id; empty for none.
+        plans: folders or hub ids of saved plans.
 
     Raises:
-        ArgumentError: an unknown rule, rules where no model turns by RoPE, a rule or plan that can't be had.
+        ArgumentError: an unknown rule, rules where no model turns by RoPE, a rule or plan that can't be had, a plan
+            given twice.
         MismatchedModelError: a plan for none of the models.
     """
     made = {name: rule_for(name, training_length, target_length, factor) for name in rules}
@@ -97,17 +98,17 @@ def arms(
         names = ", ".join(subject.name for subject in subjects)
         remedy = f"no model here turns by RoPE ({names}); leave the rules out"
         raise ArgumentError("rules", ",".join(rules), remedy)
-    saved = Plan.from_pretrained(plan) if plan else None
-    planned = None if saved is None else _subject_of(saved, plan, subjects)
+    saved = [(name, Plan.from_pretrained(source), source) for source, name in _plan_names(plans).items()]
+    planned = [(name, plan, _subject_of(plan, source, subjects)) for name, plan, source in saved]
     found = []
     for subject in subjects:
         found.append(Arm(subject.name, subject))
         if subject.rotation is not None:
             for name, rule in made.items():
                 found.append(Arm(f"{subject.name} + {_rule_name(name, rule)}", subject, _ruled(subject, rule)))
-        if saved is not None and subject is planned:
-            name = Path(plan).resolve().name if Path(plan).is_dir() else plan
-            found.append(Arm(f"{subject.name} + plan {name}", subject, saved.encoding, saved))
+        for name, plan, owner in planned:
+            if owner is subject:
+                found.append(Arm(f"{subject.name} + plan {name}", subject, plan.encoding, plan))
     return found
 
 
@@ -118,6 +119,16 @@ def split_rules(text: str) -> tuple[str, ...]:
         if name in names[:number]:
             raise ArgumentError("rules", name, "is given twice; give each rule once")
     return tuple(names)
+
+
+def _plan_names(plans: Sequence[str]) -> dict[str, str]:
+    """{source: what tables call it}: a folder's own name, or the source where two folders share that."""
+    places = [Path(source).resolve() if Path(source).is_dir() else Path(source) for source in plans]
+    for number, (source, place) in enumerate(zip(plans, places, strict=True)):
+        if place in places[:number]:
+            raise ArgumentError("plan", source, "is given twice; give each plan once")
+    names = [place.name if place.is_dir() else source for source, place in zip(plans, places, strict=True)]
+    return {s: name if names.count(name) == 1 else s for s, name in zip(plans, names, strict=True)}
 
 
 def _subject_of(plan: Plan, source: str, subjects: Sequence[Subject]) -> Subject:
