@@ -35,6 +35,12 @@ def test_every_number_has_its_row_and_column_and_all_panels_one_scale() -> None:
     assert figure.all("p", "legend")[0].text.startswith("0100share")
 
 
+def test_limits_give_maps_of_two_figures_one_scale() -> None:
+    (figure,) = parsed(maps(panels={"plain": [[0.0] * 3, [50.0] * 3]}, limits=(0.0, 100.0)).html("part-1")).children
+    assert figure.all("td")[3].attributes["class"] == f"c{STEPS // 2}"
+    assert figure.all("p", "legend")[0].text.startswith("0100share")
+
+
 def test_low_is_good_turns_the_colours_round() -> None:
     (figure,) = parsed(maps(low_is_good=True).html("part-1")).children
     assert [t.all("td")[0].attributes["class"] for t in figure.all("table")] == [f"c{STEPS - 1}", "c0"]

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import base64
 import dataclasses
 import json
 from pathlib import Path
@@ -7,6 +8,7 @@ from typing import Any
 
 import pytest
 from huggingface_hub import ModelCard
+from tests.report.pages import parsed
 
 from ropewalk.encodings.rope import RoPE
 from ropewalk.evaluation.candidates import Candidate
@@ -31,6 +33,7 @@ def made(folder: Path, prompts: int = 6, asks: bool = True) -> tuple[Outcome, Ce
     with Cells(folder) as cells:
         for length in (300, 400):
             condition = Condition("m<script>", "needle", length)
+            cells.define("task", str(length), {"seed": 7}, "needle")
             found: dict[str, list[Cell]] = {}
             for plan, nll in PLANS.items():
                 of = "m", plan, str(length)
@@ -60,9 +63,50 @@ def test_the_table_has_figures_with_intervals_and_differences(tmp_path: Path) ->
     assert yarn[3].startswith("-0.500") and yarn[3].endswith("better") and "p 0" in yarn[3]
     assert worse[1].startswith("0 of 18 [0.00")
     assert verdict(outcome) == (
-        "3 plans under 2 conditions; beyond chance, corrected for their number: of 4 comparisons with plain 2 are "
-        "better and 2 worse; of 4 comparisons with the best rule 0 are better and 4 worse."
+        "3 plans under 2 conditions; beyond chance, corrected within each condition: of 4 comparisons with plain 2 are "
+        "better and 2 worse; of 4 comparisons with the best rule 0 are better and 4 worse. Best: yarn (2 of 2 "
+        "conditions)."
     )
+
+
+def compared(nlls: dict[str, float], rule: str = "yarn", length: int = 300, spread: float = 0.05) -> Outcome:
+    """A condition in which these plans have these NLLs, one prompt a little more than another."""
+    found = {
+        plan: [
+            Cell(f"{plan}{i}", "m", plan, "t", 1000 + i, 1, 1, nll + spread * (i * len(plan) % 5), 1.0, 0, 0)
+            for i in range(6)
+        ]
+        for plan, nll in nlls.items()
+    }
+    condition = Condition("m", "needle", length)
+    outcome = Outcome(CONFIG, comparisons=[compare(condition, found, ["plain", rule])])
+    outcome.picks.append(Pick("m", length, rule))
+    return outcome
+
+
+@pytest.mark.parametrize(
+    ("nlls", "said"),
+    [
+        ({"plain": 2.0, "yarn": 1.0, "dope": 0.5}, "Best: dope."),
+        # Likelier than the rule by less than chance makes: the rule alone does.
+        ({"plain": 2.0, "yarn": 1.0, "any": 0.98}, "Best: yarn."),
+        ({"plain": 2.0, "yarn": 2.5, "dope": 1.5, "other": 1.0}, "Best: other."),
+        ({"plain": 1.0, "yarn": 1.5, "dope": 1.02}, "Nothing is better than plain."),
+        ({"plain": 1.0}, "0 worse."),
+        ({"yarn": 1.0, "dope": 0.5}, "1 are better and 0 worse."),
+    ],
+)
+def test_the_verdict_names_what_is_best(nlls: dict[str, float], said: str) -> None:
+    assert verdict(compared(nlls)).endswith(said)
+
+
+def test_the_verdict_counts_under_how_many_conditions_each_is_best() -> None:
+    outcome = Outcome(CONFIG)
+    for length, best in enumerate(["yarn", "a", "yarn", "b", "c", "d", "plain"], start=300):
+        one = compared({"plain": 2.0, best: 1.0}, best, length)
+        outcome.comparisons += one.comparisons
+        outcome.picks += one.picks
+    assert verdict(outcome).endswith("Best: yarn (2 of 7 conditions), a (1 of 7), b (1 of 7) and 2 others.")
 
 
 def test_one_prompt_has_no_interval_and_nothing_asked_no_share(tmp_path: Path) -> None:
@@ -94,6 +138,23 @@ def test_an_interval_without_an_end_is_null_in_json(tmp_path: Path) -> None:
     json.dumps(to_dict(outcome, ""), allow_nan=False)
 
 
+def test_every_compared_answer_is_in_the_page_to_be_saved(tmp_path: Path) -> None:
+    outcome, cells = made(tmp_path / "cells")
+    write_report(outcome, cells, "x", tmp_path)
+    links = [a for a in parsed((tmp_path / "report.html").read_text()).all("a") if "download" in a.attributes]
+    assert [a.attributes["download"] for a in links] == ["summary.json", "cells.jsonl"]
+    content = base64.b64decode((links[1].attributes["href"] or "").partition(",")[2]).decode("ascii")
+    lines = [json.loads(line) for line in content.split("\n")[:-1]]
+    held = [cell for by_plan in outcome.cells.values() for of_plan in by_plan.values() for cell in of_plan]
+    assert [line["key"] for line in lines] == [cell.key for cell in held] and len(lines) == 2 * 3 * 6
+    last = lines[-1]
+    assert (last["model"], last["task"], last["length"], last["plan"]) == ("m<script>", "needle", 400, list(PLANS)[-1])
+    assert (last["prompt"], last["n"], last["right"], last["nll"]) == (1005, 3, 0, held[-1].nll)
+    assert [Answer.from_dict(answer) for answer in last["answers"]] == cells.answers(held[-1])
+    assert last["answers"][0]["generated"] == SAID and last["seed"] == 7
+    assert "cells.jsonl" in (tmp_path / "summary.md").read_text()
+
+
 def test_no_text_becomes_markup_in_the_page(tmp_path: Path) -> None:
     outcome, cells = made(tmp_path / "cells")
     write_report(outcome, cells, f"ropewalk sweep {SAID}", tmp_path)
@@ -112,7 +173,7 @@ def test_the_page_has_a_map_of_lengths_and_depths_for_each_plan(tmp_path: Path) 
 
 
 def test_of_many_plans_the_maps_of_the_best_are_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from ropewalk.report import sweep as module
+    from ropewalk.report import sweep_maps as module
 
     outcome, _ = made(tmp_path)
     here: list[Any] = outcome.comparisons
@@ -122,6 +183,33 @@ def test_of_many_plans_the_maps_of_the_best_are_shown(tmp_path: Path, monkeypatc
     monkeypatch.setattr(module, "MOST_MAPS", 1)
     lone = [dataclasses.replace(comparison, baselines=()) for comparison in here]
     assert module._shown(lone) == ["yarn"]
+
+
+@pytest.mark.parametrize(("most", "folded"), [(3, []), (2, [list(PLANS)[2]]), (1, ["plain", list(PLANS)[2]])])
+def test_maps_of_further_plans_are_folded_and_that_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, most: int, folded: list[str]
+) -> None:
+    monkeypatch.setattr("ropewalk.report.sweep_maps.MOST_MAPS", most)
+    outcome, cells = made(tmp_path / "cells")
+    write_report(outcome, cells, "x", tmp_path)
+    root = parsed((tmp_path / "report.html").read_text())
+    figures = [[t.attributes["aria-label"] for t in f.all("table", "map")] for f in root.all("figure", "maps")]
+    assert [sorted(figure) for figure in figures] == [
+        sorted(set(PLANS) - set(folded)),
+        *([sorted(folded)] if folded else []),
+    ]
+    said = [c.text for c in root.all("figcaption")]
+    if not folded:
+        assert not said and not root.all("details")
+        return
+    assert f"{len(folded)} of 3 plans are folded below" in said[0]
+    (details,) = root.all("details")
+    assert f"{len(folded)} further plan" in details.all("summary")[0].text
+    inside = details.all("figure", "maps")[0]
+    assert all(name in inside.text for name in folded)
+    # One scale: a share of 0 is dark wherever it stands.
+    assert {legend.text for legend in root.all("p", "legend")} == {"0.001.00share of right answers"}
+    assert "further plan" in (tmp_path / "summary.md").read_text()
 
 
 def test_the_card_has_every_figure_for_people_and_for_the_hub(tmp_path: Path) -> None:
@@ -137,3 +225,8 @@ def test_the_card_has_every_figure_for_people_and_for_the_hub(tmp_path: Path) ->
     asked_nothing, cells = made(tmp_path / "one", prompts=1, asks=False)
     assert {r.metric_type for r in ModelCard(model_card(asked_nothing, "x")).data.eval_results or []} == {"text_nll"}
     assert "| 1.000 [–, –] |" in model_card(asked_nothing, "x")
+
+
+def test_no_name_becomes_markup_in_the_card() -> None:
+    text = model_card(compared({"plain": 2.0, "<b>[x](y)": 1.0}), "x").split("\n---\n", 1)[1]
+    assert "Best: &lt;b>\\[x\\](y)." in text and "<b>" not in text

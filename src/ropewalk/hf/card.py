@@ -67,7 +67,7 @@ def card(title: str, about: str, figures: Sequence[Figure], base_model: str | No
         model_name=title if results else None,
         eval_results=results or None,
     )
-    lines = ["---", data.to_yaml(), "---", "", f"# {_plain(title)}", "", about, ""]
+    lines = ["---", data.to_yaml(), "---", "", f"# {plain(title)}", "", about, ""]
     return "\n".join([*lines, *_table(figures), ""])
 
 
@@ -83,7 +83,7 @@ def plan_card(plan: Plan, place: str) -> str:
         if isinstance(found.get(metric), dict)
     ]
     about = [
-        f"A plan that makes {_plain(model)} read {plan.target_length:,} tokens; it was trained on "
+        f"A plan that makes {plain(model)} read {plan.target_length:,} tokens; it was trained on "
         f"{plan.original_length:,}. It changes how queries and keys are rotated and no weight.",
         "",
         "```python",
@@ -98,7 +98,7 @@ def plan_card(plan: Plan, place: str) -> str:
         "```",
     ]
     if isinstance(verdict := plan.evidence.get("verdict"), str):
-        about += ["", _plain(verdict)]
+        about += ["", plain(verdict)]
     return card(f"{model}, {plan.target_length:,} tokens", "\n".join(about), figures, model)
 
 
@@ -110,9 +110,9 @@ def _table(figures: Sequence[Figure]) -> list[str]:
     found: dict[tuple[str, str], dict[str, Figure]] = {}
     for figure in figures:
         found.setdefault((figure.task, figure.arm), {})[figure.metric] = figure
-    header = ["task", "encoding", "prompts", *(_METRICS.get(metric, _plain(metric)) for metric in metrics)]
+    header = ["task", "encoding", "prompts", *(_METRICS.get(metric, plain(metric)) for metric in metrics)]
     rows = [
-        [_plain(task), _plain(arm), str(max(f.n for f in by.values())), *(_cell(by.get(metric)) for metric in metrics)]
+        [plain(task), plain(arm), str(max(f.n for f in by.values())), *(_cell(by.get(metric)) for metric in metrics)]
         for (task, arm), by in found.items()
     ]
     lines = [header, ["---"] * len(header), *rows]
@@ -126,7 +126,7 @@ def _cell(figure: Figure | None) -> str:
     return f"{figure.value:.3f} [{low}, {high}]"
 
 
-def _plain(text: Any) -> str:
+def plain(text: Any) -> str:
     """A name or text in Markdown that can't become a tag, a link or another cell."""
     escaped = str(text).replace("&", "&amp;").replace("<", "&lt;")
     return " ".join("".join(f"\\{c}" if c in "|[]`*_" else c for c in escaped).split())

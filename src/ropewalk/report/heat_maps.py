@@ -25,6 +25,7 @@ class HeatMaps:
         unit: what a value is counted in.
         low_is_good: whether small values get the bright end of the colours.
         caption: a sentence below.
+        limits: values that the colours reach to at the least, so that two figures can have one scale.
 
     Raises:
         ArgumentError: a panel has another shape.
@@ -39,6 +40,7 @@ class HeatMaps:
     unit: str
     low_is_good: bool = False
     caption: str = ""
+    limits: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
         for name, values in self.panels.items():
@@ -47,7 +49,8 @@ class HeatMaps:
 
     def html(self, part: str) -> Markup:
         """The maps, `part` being an id that no other part of the page has."""
-        scale = Scale((v for rows in self.panels.values() for row in rows for v in row), self.low_is_good)
+        values = [v for rows in self.panels.values() for row in rows for v in row]
+        scale = Scale([*self.limits, *values], self.low_is_good)
         panels = [self._panel(name, scale, f"{part}-{i}") for i, name in enumerate(self.panels)]
         return element(
             "figure",

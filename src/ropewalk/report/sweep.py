@@ -4,30 +4,33 @@ from __future__ import annotations
 
 import json
 import math
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ropewalk.evaluation.cells import Cell, Cells
+from ropewalk.evaluation.cells import Cells
 from ropewalk.evaluation.compare import Against, Comparison, Row
 from ropewalk.evaluation.provenance import made_with
-from ropewalk.evaluation.score import Answer, Estimate
+from ropewalk.evaluation.score import Estimate
 from ropewalk.evaluation.search import Pick
 from ropewalk.evaluation.sweep_config import PLAIN
 from ropewalk.evaluation.sweep_run import Outcome
 from ropewalk.files import write_atomically
-from ropewalk.hf.card import Figure, card
+from ropewalk.hf.card import Figure, card, plain
 from ropewalk.report.markdown import write_pages
-from ropewalk.report.page import Download, HeatMaps, Page, Paragraph, Part, Reproduce, Section, Table
-from ropewalk.tasks.prompts import NOWHERE
+from ropewalk.report.page import Download, Page, Paragraph, Part, Reproduce, Section, Table
+from ropewalk.report.sweep_maps import maps
 
-# More maps than this nobody looks at; those of the plans with the likeliest answers are shown.
-MOST_MAPS = 9
+# Of the plans that are best somewhere, that many are named in the verdict.
+_NAMED = 3
 _ONE_DRAW = "[one draw: no interval]"
 _HOW = (
     "Brackets are 95 % intervals; prompts, not questions, count as independent, and all prompts of one many-shot "
     "problem as one. Differences are in answer NLL, nats a token, on the prompts that both plans have: below 0 the "
-    "right answers are likelier. p is Holm's, over all plans compared with the same baseline under one condition."
+    "right answers are likelier. p is Holm's, over all plans compared with the same baseline under one condition. "
+    "Best under a condition is the best rule if it is better than plain beyond chance, unless plans are better than it "
+    "too; then, and without such a rule, of the better plans the one whose right answers are the likeliest."
 )
 
 
@@ -59,14 +62,15 @@ def title(comparison: Comparison) -> str:
 
 
 def verdict(outcome: Outcome) -> str:
-    """One sentence: what is better than plain, and than the best rule, beyond chance."""
+    """What is better than plain, and than the best rule, beyond chance, and what is best: two sentences."""
     conditions = len(outcome.comparisons)
     said = [_against_all(outcome, PLAIN, "plain")]
     if any(pick.rule for pick in outcome.picks):
         said.append(_against_all(outcome, None, "the best rule"))
     plans = len({row.plan for comparison in outcome.comparisons for row in comparison.rows})
     under = f"{conditions} condition{'s' * (conditions != 1)}"
-    return f"{plans} plans under {under}; beyond chance, corrected for their number: {'; '.join(said)}."
+    count = f"{plans} plan{'s' * (plans != 1)} under {under}"
+    return f"{count}; beyond chance, corrected within each condition: {'; '.join(said)}.{_best(outcome)}"
 
 
 def to_dict(outcome: Outcome, command: str) -> dict[str, Any]:
@@ -96,7 +100,7 @@ def model_card(outcome: Outcome, command: str) -> str:
             if row.right is not None:
                 figures.append(_figure(row, task, "exact", row.right))
             figures.append(_figure(row, task, "nll" if row.right is not None else "text_nll", row.nll))
-    about = f"{verdict(outcome)}\n\n```bash\n{command}\n```"
+    about = f"{plain(verdict(outcome))}\n\n```bash\n{command}\n```"
     return card(f"Sweep: {', '.join(models)}", about, figures, models[0] if len(models) == 1 else None)
 
 
@@ -105,8 +109,8 @@ def page(outcome: Outcome, cells: Cells, command: str, raw: str, more: Sequence[
     parts: list[Part] = [Paragraph(_HOW)]
     for comparison in outcome.comparisons:
         parts += [Section(title(comparison)), Table(header(comparison), rows(comparison))]
-    maps = _maps(outcome, cells)
-    parts += [Section("By depth and length"), *maps] if maps else []
+    drawn = maps(outcome, cells)
+    parts += [Section("By depth and length"), *drawn] if drawn else []
     picked = [pick for pick in outcome.picks if pick.tried]
     if picked:
         parts.append(Section("What was picked, on prompts of its own"))
@@ -115,8 +119,24 @@ def page(outcome: Outcome, cells: Cells, command: str, raw: str, more: Sequence[
             parts.append(Table(("plan", "mean answer NLL"), _tried(pick)))
     parts += [*more, Section("How this was made"), Reproduce(command, facts(outcome))]
     parts.append(Download("summary.json", raw.encode(), "application/json"))
+    parts.append(Download("cells.jsonl", cell_lines(outcome, cells), "application/jsonl"))
     models = ", ".join(entry.name for entry in outcome.config.models)
     return Page(f"Sweep: {models}", verdict(outcome), parts)
+
+
+def cell_lines(outcome: Outcome, cells: Cells) -> bytes:
+    """Every cell that plans were compared on as JSON lines: what it is of, its figures and its answers."""
+    lines = []
+    for (model, task, length), found in outcome.cells.items():
+        for plan, held in found.items():
+            for cell in held:
+                content = cells.definition("task", cell.task).get("content", {})
+                seed = {name: content[name] for name in ("seed", "rank") if name in content}
+                of = {"model": model, "task": task, "length": length, "plan": plan} | seed
+                figures = {name: getattr(cell, name) for name in ("prompt", "n", "right", "nll", "seconds", "key")}
+                answers = [answer.to_dict() for answer in cells.answers(cell)]
+                lines.append(json.dumps(of | figures | {"answers": answers}, allow_nan=False) + "\n")
+    return "".join(lines).encode()
 
 
 def facts(outcome: Outcome) -> dict[str, str]:
@@ -162,7 +182,7 @@ def _interval(estimate: Estimate, least: float = -math.inf) -> str:
 
 def _against_all(outcome: Outcome, baseline: str | None, name: str) -> str:
     """How many comparisons with a baseline (None: the picked rule) came out better and worse."""
-    rules = {(pick.model, pick.length): pick.rule for pick in outcome.picks}
+    rules = _rules(outcome)
     better = worse = total = 0
     for comparison in outcome.comparisons:
         where = comparison.condition
@@ -174,6 +194,39 @@ def _against_all(outcome: Outcome, baseline: str | None, name: str) -> str:
     return f"of {total} comparisons with {name} {better} are better and {worse} worse"
 
 
+def _rules(outcome: Outcome) -> dict[tuple[str, int], str | None]:
+    """The picked rule by model and length."""
+    return {(pick.model, pick.length): pick.rule for pick in outcome.picks}
+
+
+def _best(outcome: Outcome) -> str:
+    """A sentence that names what is best, and under how many conditions; none where nothing is compared with plain."""
+    rules, total = _rules(outcome), len(outcome.comparisons)
+    found = [_best_of(c, rules.get((c.condition.model, c.condition.length))) for c in outcome.comparisons]
+    counted = Counter(name for name in found if name is not None).most_common()
+    if not counted:
+        is_compared = any(PLAIN in row.against for comparison in outcome.comparisons for row in comparison.rows)
+        return " Nothing is better than plain." if is_compared else ""
+    if total == 1:
+        return f" Best: {counted[0][0]}."
+    said = [f"{name} ({n} of {total}{'' if i else ' conditions'})" for i, (name, n) in enumerate(counted[:_NAMED])]
+    others = len(counted) - _NAMED
+    return f" Best: {', '.join(said)}" + (f" and {others} other{'s' * (others > 1)}." if others > 0 else ".")
+
+
+def _best_of(comparison: Comparison, rule: str | None) -> str | None:
+    """What to take under a condition, if anything is better than plain; `rule`, unless something is better than it."""
+    better = [row for row in comparison.rows if PLAIN in row.against and row.against[PLAIN].is_better]
+    if rule is not None and any(row.plan == rule for row in better):
+        better = [row for row in better if rule in row.against and row.against[rule].is_better]
+        return min(better, key=_nll_against_plain).plan if better else rule
+    return min(better, key=_nll_against_plain).plan if better else None
+
+
+def _nll_against_plain(row: Row) -> float:
+    return row.against[PLAIN].difference.mean
+
+
 def _pick_line(pick: Pick) -> str:
     words = [f"{pick.model}, {pick.length:,} tokens, {pick.prompts} prompt{'s' * (pick.prompts != 1)} of each task:"]
     words.append(f"best rule {pick.rule}" if pick.rule else "no rule")
@@ -182,52 +235,3 @@ def _pick_line(pick: Pick) -> str:
 
 def _tried(pick: Pick) -> list[tuple[str, str]]:
     return [(name, f"{nll:.3f}") for name, nll in pick.tried]
-
-
-def _maps(outcome: Outcome, cells: Cells) -> list[Part]:
-    """Share of right answers by length and depth, a map a plan, for each model and task with more than one depth."""
-    found: list[Part] = []
-    for model in dict.fromkeys(c.condition.model for c in outcome.comparisons):
-        for task in dict.fromkeys(c.condition.task for c in outcome.comparisons):
-            here = [c for c in outcome.comparisons if (c.condition.model, c.condition.task) == (model, task)]
-            plans = _shown(here)
-            answers = {
-                (plan, c.condition.length): _answers(cells, outcome.cells[model, task, c.condition.length][plan])
-                for c in here
-                for plan in plans
-                if c.row(plan) is not None and c.rows[0].right is not None
-            }
-            depths = sorted({answer.depth for held in answers.values() for answer in held})
-            if len(depths) > 1:
-                lengths = [c.condition.length for c in here]
-                panels = {
-                    plan: [[_right_at(answers.get((plan, n), ()), depth) for depth in depths] for n in lengths]
-                    for plan in plans
-                }
-                names = ["nowhere" if depth == NOWHERE else f"{depth:.2f}" for depth in depths]
-                heading = f"{model}: {task}"
-                rows = [f"{n:,}" for n in lengths]
-                found.append(HeatMaps(heading, "tokens", rows, "depth", names, panels, "share of right answers"))
-    return found
-
-
-def _shown(comparisons: Sequence[Comparison]) -> list[str]:
-    """The plans whose maps are shown: the baselines, then those with the lowest NLL, in the table's order."""
-    every = list(dict.fromkeys(row.plan for c in comparisons for row in c.rows))
-    baselines = {name for c in comparisons for name in c.baselines}
-
-    def rank(plan: str) -> tuple[bool, float]:
-        held = [row.nll.mean for c in comparisons if (row := c.row(plan)) is not None]
-        return plan not in baselines, sum(held) / len(held)
-
-    kept = set(sorted(every, key=rank)[:MOST_MAPS])
-    return [plan for plan in every if plan in kept]
-
-
-def _answers(cells: Cells, held: Sequence[Cell]) -> list[Answer]:
-    return [answer for cell in held for answer in cells.answers(cell)]
-
-
-def _right_at(answers: Sequence[Answer], depth: float) -> float | None:
-    here = [answer.is_exact for answer in answers if answer.depth == depth]
-    return sum(here) / len(here) if here else None
