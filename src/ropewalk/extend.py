@@ -9,6 +9,8 @@ from typing import Any
 
 from torch import nn
 
+from ropewalk.encodings.per_layer import PerLayer
+from ropewalk.encodings.rope import RoPE
 from ropewalk.errors import ArgumentError
 from ropewalk.evaluation.calibration import calibrate
 from ropewalk.evaluation.candidates import (
@@ -141,17 +143,20 @@ def extend(
     store: Store,
     on_start: Callable[[str, str, str], None] = lambda *_: None,
     on_done: Callable[[Done], None] = lambda _: None,
+    saved: RoPE | PerLayer | None = None,
 ) -> Outcome:
     """Measure the model at and past its training length, search rules and DoPE plans, and judge on fresh prompts.
 
     The search uses the first part of the text, the judgement the second, the cost on short inputs the third: no
     choice has seen what it is judged on. Everything measured is in `store`, the head statistics in a file beside
     it; a run that was stopped goes on there.
+
+    `saved` is the rotation that the model was saved with and that `as_saved` took off it; None for its architecture's.
     """
     clock = Clock(job.budget, sum(r.get("seconds", 0.0) for r in store.records()))
     search_text, final_text, held_out = prepared_text(job, tokenizer)
     sweep = Sweep(Reader(model, tokenizer), store, on_start, on_done)
-    own, stretched = rotation_to_stretch(model, job.original_length)
+    own, stretched = rotation_to_stretch(model, job.original_length, saved)
     task = job.task(search_text)
     outcome = Outcome(job, plain=plain_candidate(own))
     assert outcome.plain is not None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 import ropewalk
 from ropewalk.cli.app import INTERRUPTED, OK, USER_ERROR, main
+from ropewalk.encodings.base import Encoding
 from ropewalk.evaluation.store import read_records
 from ropewalk.evaluation.sweep import Sweep
 
@@ -36,6 +38,15 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     LlamaForCausalLM(config).save_pretrained(place)
     byte_tokenizer().save_pretrained(place)
     (place / "text.txt").write_text(story(1500), encoding="utf-8")
+    return place
+
+
+def saved_with(folder: Path, place: Path, encoding: Encoding) -> Path:
+    """A folder with the same weights, tokenizer and text, whose model was saved with an encoding installed."""
+    shutil.copytree(folder, place)
+    model = LlamaForCausalLM.from_pretrained(folder)
+    ropewalk.install(model, encoding)
+    model.save_pretrained(place)
     return place
 
 
@@ -95,6 +106,13 @@ def test_a_stopped_run_goes_on_and_repeats_nothing(
     finished = (tmp_path / "results.jsonl").read_text()
     assert main(arguments(folder, tmp_path)) == OK
     assert (tmp_path / "results.jsonl").read_text() == finished
+    damaged = finished.replace('{"key"', '{"key', 1)
+    (tmp_path / "results.jsonl").write_text(damaged)
+    capsys.readouterr()
+    assert main(arguments(folder, tmp_path)) == OK
+    assert f"{tmp_path}/results.jsonl: line 2 is damaged and skipped" in capsys.readouterr().out
+    again = (tmp_path / "results.jsonl").read_text()
+    assert again.startswith(damaged) and again.count("\n") == finished.count("\n") + 1
 
 
 @pytest.mark.parametrize(
@@ -116,6 +134,46 @@ def test_bad_input_is_one_line_and_exit_2(
     assert said in error and "\n" not in error
     assert not (tmp_path / "out" / "plan").exists()
     assert not (tmp_path / "out" / "results.jsonl").exists()
+
+
+def test_a_saved_rope_is_stretched_as_it_is_without(folder: Path, tmp_path: Path) -> None:
+    own = ropewalk.RoPE.from_model(LlamaForCausalLM.from_pretrained(folder))
+    found = []
+    for number, place in enumerate((folder, saved_with(folder, tmp_path / "saved", own))):
+        assert main(arguments(place, tmp_path / f"out-{number}", budget="1s")) == OK
+        _, records = read_records(tmp_path / f"out-{number}" / "results.jsonl")
+        found.append({r["key"]: r["answers"] for r in records if r["kind"] == "answers"})
+    shared = found[0].keys() & found[1].keys()
+    assert {key.split("/")[1] for key in shared} == {"at original length", "rules", "dope", "final"}
+    assert [found[0][key] for key in shared] == [found[1][key] for key in shared]
+
+
+def test_another_rope_is_what_rules_and_the_plan_act_on(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    place, out = saved_with(folder, tmp_path / "saved", ropewalk.RoPE(16, base=300.0)), tmp_path / "out"
+    capsys.readouterr()  # the bars of transformers
+    assert main(arguments(place, out)) == USER_ERROR
+    error = capsys.readouterr().err.strip()
+    assert "when='long'" in error and "always" in error and "\n" not in error
+    assert not (out / "results.jsonl").exists()
+    assert main(arguments(place, out, budget="1s", when="always")) == OK
+    _, records = read_records(out / "results.jsonl")
+    encodings = [json.dumps(r["encoding"]) for r in records if r["kind"] == "answers"]
+    assert encodings and all('"base": 300.0' in encoding for encoding in encodings)
+    assert '"base": 300.0' in json.dumps(ropewalk.from_pretrained(out / "plan").encoding.to_dict())
+
+
+@pytest.mark.parametrize("encoding", [ropewalk.PoPE(16, 2), ropewalk.NoPE()])
+def test_a_model_without_a_rotation_is_refused_and_nothing_written(
+    folder: Path, tmp_path: Path, encoding: Encoding, capsys: pytest.CaptureFixture[str]
+) -> None:
+    place = saved_with(folder, tmp_path / "saved", encoding)
+    capsys.readouterr()  # the bars of transformers
+    assert main(arguments(place, tmp_path / "out")) == USER_ERROR
+    error = capsys.readouterr().err.strip()
+    assert str(place) in error and encoding.kind in error and "\n" not in error
+    assert not list((tmp_path / "out").rglob("*"))
 
 
 def test_an_unwritable_folder_is_refused_before_the_model_is_loaded(

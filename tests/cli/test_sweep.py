@@ -13,11 +13,13 @@ import yaml
 from tests.evaluation.sweeps import CONFIG, DOPE, filled, needles_folder
 
 from ropewalk.cli.app import OK, USER_ERROR, main
+from ropewalk.encodings.pope import PoPE
 from ropewalk.encodings.rope import RoPE
 from ropewalk.evaluation.cells import CELLS, FORMAT, Cells
 from ropewalk.evaluation.compare import summarise
 from ropewalk.evaluation.shared import SharedReading
 from ropewalk.frequencies import NTK
+from ropewalk.hf import install
 from ropewalk.hf.loading import load_model
 from ropewalk.hf.plan import Plan
 
@@ -74,6 +76,35 @@ def test_a_rule_that_a_saved_plan_has_already_is_still_what_plans_are_compared_w
     assert main(["sweep", file, "--out", str(tmp_path / "out")]) == OK
     found = json.loads((tmp_path / "out" / "summary.json").read_text())
     assert found["picks"][0]["rule"] == "ours" and found["comparisons"][0]["baselines"] == ["plain", "ours"]
+
+
+def test_a_trained_models_folder_is_taken_and_what_it_cant_have_is_one_line(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, encoding in (("rope", RoPE(16)), ("pope", PoPE(16, 2))):
+        model, tokenizer = load_model(str(folder))
+        install(model, encoding)
+        model.save_pretrained(tmp_path / name)
+        tokenizer.save_pretrained(tmp_path / name)
+    out = str(tmp_path / "out")
+    both = [str(tmp_path / name) for name in ("rope", "pope")]
+    assert main(["sweep", config(folder, tmp_path, models=both, plans=["plain"], prompts=1), "--out", out]) == OK
+    assert len(Cells(out).cells) == 2
+    capsys.readouterr()
+    file = config(folder, tmp_path, models=both[1], plans=["plain", "yarn"])
+    assert main(["sweep", file, "--out", out]) == USER_ERROR
+    error = capsys.readouterr().err.strip()
+    assert "plans='yarn'" in error and both[1] in error and "pope" in error and "\n" not in error
+    assert len(Cells(out).cells) == 2
+
+
+def test_remaps_are_plans_and_may_be_the_best_rule(folder: Path, tmp_path: Path) -> None:
+    plans = ["plain", "yarn", "self_extend", "dual_chunk", "rerope"]
+    file = config(folder, tmp_path, plans=plans, prompts=1)
+    assert main(["sweep", file, "--out", str(tmp_path / "out")]) == OK
+    found = json.loads((tmp_path / "out" / "summary.json").read_text())
+    assert {row["plan"] for row in found["comparisons"][0]["plans"]} == set(plans)
+    assert {row["plan"] for row in found["picks"][0]["tried"]} == set(plans[1:])
 
 
 def test_a_damaged_line_is_named_and_measured_again(

@@ -9,6 +9,7 @@ from typing import Any
 from tests.evaluation.tiny_models import tiny
 from tests.tasks.tokenizers import byte_tokenizer, story
 
+from ropewalk.evaluation.as_saved import as_saved
 from ropewalk.evaluation.cells import Cells
 from ropewalk.evaluation.engines.local import Local
 from ropewalk.evaluation.grid import Job, Unit, job_of
@@ -16,7 +17,6 @@ from ropewalk.evaluation.plans import Target, build_plan
 from ropewalk.evaluation.read import Reader
 from ropewalk.evaluation.sweep_config import ModelEntry, SweepConfig, build_config
 from ropewalk.evaluation.sweep_run import report_indices
-from ropewalk.hf.fingerprint import describe
 from ropewalk.hf.loading import load_model
 from ropewalk.tasks.haystack import Text, text_of
 
@@ -57,7 +57,8 @@ class LocalNeedles:
         self.folder = folder
         self.entry = ModelEntry(str(folder))
         self.model, self.tokenizer = load_model(str(folder))
-        self.about = describe(self.model)
+        self.saved = as_saved(self.model, str(folder))
+        self.about = self.saved.about
         self.fingerprint = self.about["fingerprint"]
         self.text = text
 
@@ -65,7 +66,7 @@ class LocalNeedles:
         return build_config(filled(content, self.folder))
 
     def target(self, config: SweepConfig, cells: Cells) -> Target:
-        return Target(self.model, self.tokenizer, self.about, 128, config.lengths[0], self.text, cells)
+        return Target(self.model, self.tokenizer, self.saved, 128, config.lengths[0], self.text, cells)
 
     def job(self, config: SweepConfig) -> Job:
         return job_of(config, str(self.folder), self.about, "float32", config.lengths[0])

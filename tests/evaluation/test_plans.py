@@ -14,9 +14,11 @@ from ropewalk.encodings.per_layer import PerLayer
 from ropewalk.encodings.rope import RoPE
 from ropewalk.errors import ArgumentError
 from ropewalk.evaluation import plans as module
+from ropewalk.evaluation.as_saved import as_saved
 from ropewalk.evaluation.candidates import Candidate
 from ropewalk.evaluation.cells import Cells
 from ropewalk.evaluation.plans import Target, build_plan, distinct, head_statistics
+from ropewalk.evaluation.remaps import REMAPS, remap_candidates
 from ropewalk.evaluation.sweep_config import DoPEEntry, PlanEntry
 from ropewalk.frequencies import NTK, Resonance, YaRN
 from ropewalk.hf.plan import Plan
@@ -56,8 +58,22 @@ def test_rules_by_name_with_and_without_a_factor(target: Target) -> None:
         build_plan(PlanEntry(factor=2.0), target)
 
 
+def test_remaps_have_the_sizes_that_extend_gives_them(target: Target) -> None:
+    own = RoPE.from_model(target.model)
+    offered = remap_candidates(target.model, own, 128, 220)
+    assert [candidate.name.split()[0] for candidate in offered] == list(REMAPS)
+    for name, candidate in zip(REMAPS, offered, strict=True):
+        assert build_plan(PlanEntry(remap=name), target) == Candidate(name, candidate.encoding)
+    capped = tiny("Gemma2")  # its scores are capped before the softmax
+    other = dataclasses.replace(target, model=capped, saved=as_saved(capped, "gemma2"))
+    with pytest.raises(ArgumentError, match="plans='rerope'") as caught:
+        build_plan(PlanEntry(remap="rerope"), other)
+    assert "\n" not in str(caught.value)
+
+
 def test_layers_with_a_window_keep_their_rotation(target: Target) -> None:
-    mixed = dataclasses.replace(target, model=tiny("Gemma3"))
+    model = tiny("Gemma3")
+    mixed = dataclasses.replace(target, model=model, saved=as_saved(model, "gemma3"))
     encoding = build_plan(PlanEntry("ntk", 2.0), mixed).encoding
     assert isinstance(encoding, PerLayer)
     rules = [entry.rule for _, entry in encoding.layers if isinstance(entry, RoPE)]

@@ -51,6 +51,12 @@ def test_lists_in_a_plan_stand_for_a_plan_each() -> None:
     assert config.plans[-1] == PlanEntry(saved="some/folder", name="ours")
 
 
+def test_remaps_stand_by_their_names_and_count_as_rules() -> None:
+    config = build(plans=["plain", "self_extend", "yarn", "rerope", {"rule": "ntk", "dope": {}}, "dual_chunk"])
+    assert [plan.remap for plan in config.plans] == [None, "self_extend", None, "rerope", None, "dual_chunk"]
+    assert [plan.is_rule for plan in config.plans] == [False, True, True, True, False, True]
+
+
 def test_tasks_have_labels_that_tell_them_apart() -> None:
     config = build(tasks=["needle", {"task": "needle", "setting": "noisy"}, {"task": "perplexity", "label": "books"}])
     assert [task.label for task in config.tasks] == ["needle", "needle (noisy)", "books"]
@@ -69,6 +75,9 @@ def test_tasks_have_labels_that_tell_them_apart() -> None:
         ({"models": [3]}, "models[0]"),
         ({"models": ["a", "a"]}, "models"),
         ({"plans": ["yarm"]}, "yarn"),
+        ({"plans": ["self_extent"]}, "self_extend"),
+        ({"plans": [{"remap": "self_extend"}]}, "plans[0]='remap'"),
+        ({"plans": [{"rule": "rerope"}]}, "plans[0].rule"),
         ({"plans": [{"rule": "yarn", "fator": 2}]}, "factor"),
         ({"plans": [{"factor": 2}]}, "rule, dope and plan"),
         ({"plans": [{"rule": "longrope"}]}, "plans[0].rule"),

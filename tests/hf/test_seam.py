@@ -12,6 +12,7 @@ from ropewalk.encodings.dope import DoPE
 from ropewalk.encodings.model_rotation import rotary_layers
 from ropewalk.encodings.nope import NoPE
 from ropewalk.encodings.per_layer import PerLayer
+from ropewalk.encodings.pope import PoPE
 from ropewalk.encodings.rope import RoPE
 from ropewalk.errors import ArgumentError
 from ropewalk.frequencies import NTK, CoPE, DynamicNTK, Linear, Llama3, NTKByParts, Resonance, YaRN
@@ -56,6 +57,26 @@ def test_a_second_encoding_is_refused_and_the_first_stays(model):
         assert torch.equal(model(x).logits, changed)
     with installed(model.model, NoPE()), pytest.raises(ArgumentError, match=r"remove\(\)"):
         install(model, NoPE())
+
+
+@torch.no_grad()
+def test_a_model_that_has_the_encoding_keeps_it_with_what_it_learned(model):
+    x, encoding = families.tokens(1, 12), PoPE(8, 2)
+    handle = install(model, encoding)
+    for path, parameter in model.named_parameters():
+        if "position_encoding" in path:
+            parameter.fill_(-1.0)
+    learned = model(x).logits
+    with installed(model, PoPE(8, 2)):
+        assert torch.equal(model(x).logits, learned)
+    assert handle_of(model) is handle and torch.equal(model(x).logits, learned)
+    for other, options in ((PoPE(8, 2, delta="none"), {}), (encoding, {"when": "long"}), (encoding, {"cache": "x"})):
+        with pytest.raises(ArgumentError, match=r"remove\(\)"), installed(model, other, **options):
+            pass
+    handle.remove()
+    install(model, encoding, when="long", original_length=8)
+    with pytest.raises(ArgumentError, match=r"remove\(\)"), installed(model, encoding):
+        pass
 
 
 def test_remove_twice_does_nothing_and_does_not_disturb_a_later_one(model):

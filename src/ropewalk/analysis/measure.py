@@ -61,7 +61,7 @@ def measure(
     with torch.no_grad(), installed(model, tapped):
         reader(input_ids=input_ids, attention_mask=attention_mask, use_cache=False, **positions)
     taps = {index: tap for index, tap in tapped.taps.items() if tap.is_heard}
-    return _statistics(model, input_ids, taps, layers[0].rope, tapped.stages)
+    return _statistics(model, input_ids, taps, tapped.stages)
 
 
 def _mask_and_positions(ids: Tensor, attention_mask: Tensor | None) -> tuple[Tensor | None, dict[str, Tensor]]:
@@ -76,9 +76,10 @@ def _mask_and_positions(ids: Tensor, attention_mask: Tensor | None) -> tuple[Ten
 
 
 def _statistics(
-    model: nn.Module, input_ids: Tensor, taps: dict[int, _TapModule], rope: RoPE, stages: tuple[str, ...]
+    model: nn.Module, input_ids: Tensor, taps: dict[int, _TapModule], stages: tuple[str, ...]
 ) -> Statistics:
     indices = tuple(sorted(taps))
+    rope = taps[indices[0]].inner.encoding
     shapes = {tuple(pair[s].gram.shape for s in (0, 1)) for i in indices for pair in [taps[i].sums[stages[0]]]}
     if len(shapes) != 1:
         raise UnsupportedModelError(f"{type(model).__name__} has layers whose heads differ in number or size")

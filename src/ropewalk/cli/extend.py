@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 
-from ropewalk.cli.options import duration, given_command, plain_console, prepared_folder, text_table
+from ropewalk.cli.options import duration, given_command, plain_console, prepared_folder, tell_damage, text_table
 
 if TYPE_CHECKING:
+    from ropewalk.evaluation.as_saved import AsSaved
     from ropewalk.extend import Outcome
 
 
@@ -41,9 +42,9 @@ def extend_model(
 
     from ropewalk.cli.progress import Watch
     from ropewalk.errors import unknown_name
+    from ropewalk.evaluation.as_saved import as_saved
     from ropewalk.evaluation.store import Store
     from ropewalk.extend import Job, extend, prepared_text
-    from ropewalk.hf.fingerprint import describe
     from ropewalk.hf.loading import load_model
     from ropewalk.hf.when import WHEN
     from ropewalk.tasks.haystack import read_text
@@ -52,7 +53,9 @@ def extend_model(
         raise unknown_name("when", when, WHEN)
     haystack = read_text(text)
     loaded, tokenizer = load_model(model, revision=revision or None, trust_remote_code=trust_remote_code)
-    about = describe(loaded)
+    saved = as_saved(loaded, model)
+    _check_rotation(loaded, saved, model, when)
+    about = saved.about
     job = Job(
         target_length=length,
         original_length=original_length or about["original_length"],
@@ -65,11 +68,25 @@ def extend_model(
     )
     prepared_text(job, tokenizer)
     with Store(folder / "results.jsonl", job.settings(about)) as store:
+        tell_damage(console, store)
         spent = sum(record.get("seconds", 0.0) for record in store.records())
         with Watch(console, seconds, spent).shown() as watch:
-            outcome = extend(loaded, tokenizer, job, store, watch.start, watch.done)
+            outcome = extend(loaded, tokenizer, job, store, watch.start, watch.done, saved.rotation)
     _save(loaded, about, outcome, when, folder, given_command(ctx, "extend", argument="model"))
     _print(console, outcome, folder)
+
+
+def _check_rotation(model: Any, saved: AsSaved, name: str, when: str) -> None:
+    """Refuse a model that has no rotation to stretch, and a plan under which short inputs wouldn't get the model's."""
+    from ropewalk.encodings.model_rotation import own_rotation
+    from ropewalk.errors import ArgumentError
+
+    if saved.rotation is None:
+        remedy = f"it was saved with {saved.encoding.kind} and has no rotation to stretch; give a model with RoPE"
+        raise ArgumentError("model", name, remedy)
+    if when == "long" and saved.rotation != own_rotation(model):
+        remedy = f"a plan leaves short inputs to the architecture's rotation, and {name} was saved with another"
+        raise ArgumentError("when", when, f"{remedy}; give always")
 
 
 def _save(model: Any, about: dict[str, Any], outcome: Outcome, when: str, folder: Path, command: str) -> None:

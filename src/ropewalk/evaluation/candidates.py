@@ -84,14 +84,16 @@ def is_rope(encoding: Encoding | None) -> TypeGuard[RoPE | PerLayer]:
     return all(isinstance(one, RoPE) for one in each)
 
 
-def rotation_to_stretch(model: nn.Module, original_length: int) -> tuple[RoPE | PerLayer, Callable[[int], bool]]:
-    """A model's own rotation, and which of its layers a length rule changes.
+def rotation_to_stretch(
+    model: nn.Module, original_length: int, saved: RoPE | PerLayer | None = None
+) -> tuple[RoPE | PerLayer, Callable[[int], bool]]:
+    """A model's rotation, its architecture's unless it was `saved` with another, and which layers a rule changes.
 
     Layers with a sliding window that the training length holds never meet a distance that they weren't trained on, so
     they keep their rotation: then the rotation comes as a PerLayer, also where all layers turn alike. A model all of
     whose layers are such is stretched whole: there, only measuring can tell.
     """
-    own, config = own_rotation(model), model_config(model)
+    own, config = saved or own_rotation(model), model_config(model)
     types = getattr(config, "layer_types", None)
     window = getattr(config, "sliding_window", None)
     layers = rotary_layers(model)
@@ -100,7 +102,7 @@ def rotation_to_stretch(model: nn.Module, original_length: int) -> tuple[RoPE | 
         near = {layer.index for layer in layers if "sliding" in str(types[layer.index])}
     if not near or len(near) == len(layers):
         return own, lambda _: True
-    return PerLayer(tuple((layer.index, layer.rope) for layer in layers)), lambda layer: layer not in near
+    return PerLayer(tuple((layer.index, own.at(layer.index)) for layer in layers)), lambda layer: layer not in near
 
 
 def rule_candidates(

@@ -18,11 +18,13 @@ from ropewalk.encodings.base import Encoding
 from ropewalk.encodings.dope import DoPE
 from ropewalk.encodings.per_layer import PerLayer
 from ropewalk.encodings.rope import RoPE
-from ropewalk.errors import ArgumentError, DamagedFileError
-from ropewalk.evaluation.candidates import Candidate, rotation_to_stretch
+from ropewalk.errors import ArgumentError, DamagedFileError, RopewalkError
+from ropewalk.evaluation.as_saved import AsSaved
+from ropewalk.evaluation.candidates import Candidate
 from ropewalk.evaluation.cells import Cells
 from ropewalk.evaluation.content import content_hash, reference
-from ropewalk.evaluation.sweep_config import PLAIN, DoPEEntry, PlanEntry
+from ropewalk.evaluation.remaps import remap_candidate
+from ropewalk.evaluation.sweep_config import PLAIN, DoPEEntry, PlanEntry, SweepConfig
 from ropewalk.files import one_line_errors
 from ropewalk.frequencies import Resonance, Rule, rule_for
 from ropewalk.hf.fingerprint import ARCHITECTURE
@@ -36,7 +38,7 @@ _WINDOW, _POLL = 0.37, 0.5
 
 @dataclass(frozen=True)
 class Target:
-    """A loaded model, to be made to read `length` tokens; `about` is what `describe` tells of it.
+    """A loaded model, to be made to read `length` tokens; `saved` is what `as_saved` tells of it.
 
     text: what head statistics are measured on, None where no plan needs any. cells: the sweep's folder, where they are
     kept. calibrating: called before they are measured.
@@ -44,12 +46,24 @@ class Target:
 
     model: nn.Module
     tokenizer: Any
-    about: dict[str, Any]
+    saved: AsSaved
     original_length: int
     length: int
     text: Text | None
     cells: Cells
     calibrating: Callable[[], None] = lambda: None
+
+
+def check_plans(config: SweepConfig, model: str, saved: AsSaved) -> None:
+    """Refuse plans, and a search for some, that have no rotation to act on in a model."""
+    if saved.rotation is not None:
+        return
+    remedy = f"{model} was saved with {saved.encoding.kind}, no RoPE that it could change; for this model give {PLAIN}"
+    for entry in config.plans:
+        if entry != PlanEntry(name=entry.name):
+            raise ArgumentError("plans", entry.title, f"{remedy} alone")
+    if config.search.trials:
+        raise ArgumentError("search.trials", config.search.trials, f"{remedy} alone, and no search")
 
 
 def build_plan(entry: PlanEntry, target: Target) -> Candidate:
@@ -60,7 +74,7 @@ def build_plan(entry: PlanEntry, target: Target) -> Candidate:
     """
     if entry.saved is not None:
         return _saved(entry, target)
-    rule = _ruled(entry, target)
+    rule = _remapped(entry.remap, target) if entry.remap is not None else _ruled(entry, target)
     if entry.dope is None:
         return dataclasses.replace(rule, name=entry.name or rule.name)
     found = with_dope(rule, entry.dope, target)
@@ -98,7 +112,7 @@ def head_statistics(rule: Encoding, target: Target) -> Statistics:
     """
     assert target.text is not None
     depends_on = {
-        "model": target.about["fingerprint"],
+        "model": target.saved.about["fingerprint"],
         "dtype": str(next(target.model.parameters()).dtype),
         "length": target.length,
         "rule": rule.to_dict(),
@@ -140,19 +154,32 @@ def _measured(rule: Encoding, target: Target, kept: Path) -> Statistics:
 
 def _saved(entry: PlanEntry, target: Target) -> Candidate:
     plan = Plan.from_pretrained(str(entry.saved))
-    differing = [name for name in ARCHITECTURE if plan.model[name] != target.about[name]]
+    about = target.saved.about
+    differing = [name for name in ARCHITECTURE if plan.model[name] != about[name]]
     if differing:
-        remedy = f"is for a model with another {', '.join(differing)} than {target.about['name']}; leave it out"
+        remedy = f"is for a model with another {', '.join(differing)} than {about['name']}; leave it out"
         raise ArgumentError("plan", entry.saved, remedy)
     return Candidate(entry.name or f"plan {Path(str(entry.saved)).name}", plan.encoding)
 
 
+def _remapped(name: str, target: Target) -> Candidate:
+    """A remap with the sizes that `extend` gives it at this length; its name is the same at all lengths."""
+    own, stretched = target.saved.to_stretch(target.model, target.original_length)
+    try:
+        found = remap_candidate(name, target.model, own, target.original_length, target.length, stretched)
+    except RopewalkError as error:
+        raise ArgumentError("plans", name, f"{target.saved.about['name']} can't have it ({error})") from error
+    return dataclasses.replace(found, name=name)
+
+
 def _ruled(entry: PlanEntry, target: Target) -> Candidate:
-    """The model's rotation with the entry's rule in the layers that it is for."""
-    own, stretched = rotation_to_stretch(target.model, target.original_length)
+    """The model's rotation with the entry's rule in the layers that it is for; plain: what the model was saved with."""
+    if entry.rule is None and entry.factor is not None:
+        raise ArgumentError("factor", entry.factor, f"{PLAIN} has no rule that could have a factor; name a rule")
+    if target.saved.rotation is None:
+        return Candidate(PLAIN, target.saved.encoding)
+    own, stretched = target.saved.to_stretch(target.model, target.original_length)
     if entry.rule is None:
-        if entry.factor is not None:
-            raise ArgumentError("factor", entry.factor, f"{PLAIN} has no rule that could have a factor; name a rule")
         return Candidate(PLAIN, own)
     rule = _rule(entry.rule, entry.factor, target)
 

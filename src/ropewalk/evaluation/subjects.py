@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -17,8 +16,7 @@ from ropewalk.encodings.rope import RoPE
 from ropewalk.errors import ArgumentError, DamagedFileError, UnsupportedModelError
 from ropewalk.evaluation.candidates import is_rope, rotation_to_stretch
 from ropewalk.files import one_line_errors
-from ropewalk.hf.content import is_own
-from ropewalk.hf.fingerprint import describe
+from ropewalk.hf.fingerprint import describe, learned_fingerprint
 from ropewalk.hf.handle import handle_of
 from ropewalk.hf.loading import load, load_model
 from ropewalk.hf.reach import check_reach, reach
@@ -140,7 +138,7 @@ class Subjects:
             trained_text=None if run is None else run.text,
             about=about,
             encoding=encoding,
-            learned=_learned(model),
+            learned=learned_fingerprint(model),
             rotation=rotation,
             stretched=stretched,
             longest=reach(model),
@@ -227,12 +225,3 @@ def _rotation(
         return rotation_to_stretch(model, trained or 0)
     except UnsupportedModelError:
         return None, lambda _: True
-
-
-def _learned(model: nn.Module) -> str:
-    own = sorted((name, p) for name, p in model.named_parameters() if is_own(name))
-    digest = hashlib.sha256()
-    for name, parameter in own:
-        digest.update(name.encode())
-        digest.update(parameter.detach().float().cpu().numpy().tobytes())
-    return digest.hexdigest() if own else ""

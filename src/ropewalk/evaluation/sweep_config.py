@@ -15,6 +15,7 @@ from ropewalk.encodings.dope import READINGS, SCOPES, SIDES
 from ropewalk.errors import ArgumentError, unknown_name
 from ropewalk.evaluation.config_values import as_list, check_distinct, field_names, number, section, text, whole
 from ropewalk.evaluation.halves import WINDOWS, WINDOWS_OPTIONS, check_windows
+from ropewalk.evaluation.remaps import REMAPS
 from ropewalk.files import one_line_errors
 from ropewalk.frequencies import rules
 from ropewalk.tasks.haystack import DEMO
@@ -35,16 +36,28 @@ class ModelEntry:
 
 @dataclass(frozen=True)
 class PlanEntry:
-    """One plan: `plain`, a length rule, a rule with DoPE on top (`dope` says how), or a saved plan's folder.
+    """One plan: `plain`, a length rule, a rule with DoPE on top (`dope` says how), a remap, or a saved plan's folder.
 
-    `rule` None is the model's own rotation; `factor` None is target / training length.
+    `rule` None is the model's own rotation; `factor` None is target / training length. `remap` is one of `REMAPS`.
     """
 
     rule: str | None = None
     factor: float | None = None
     dope: DoPEEntry | None = None
+    remap: str | None = None
     saved: str | None = None
     name: str | None = None
+
+    @property
+    def is_rule(self) -> bool:
+        """Whether it is among those of which the best is picked: a rule alone, or a remap, as in `extend`."""
+        return self.remap is not None or (self.rule is not None and self.dope is None)
+
+    @property
+    def title(self) -> str:
+        """What an error calls it."""
+        on_top = "" if self.dope is None else f" + DoPE {self.dope.mode}"
+        return self.name or self.saved or self.remap or f"{self.rule or PLAIN}{on_top}"
 
 
 @dataclass(frozen=True)
@@ -157,14 +170,18 @@ def _model(entry: Any, where: str) -> ModelEntry:
 
 def _plans(entry: Any, where: str) -> list[PlanEntry]:
     """The plans of an entry: more than one where it has lists of factors, heads and so on."""
+    if entry in REMAPS:
+        return [PlanEntry(remap=entry)]
     if isinstance(entry, str):
-        return [PlanEntry(rule=_rule(entry, where, "{rule: ...}", "{dope: ...}", "{plan: ...}"))]
+        return [PlanEntry(rule=_rule(entry, where, *REMAPS, "{rule: ...}", "{dope: ...}", "{plan: ...}"))]
     data = section(entry, where, ("rule", "factor", "dope", "plan", "name"))
     if "plan" in data:
         section(entry, where, ("plan", "name"))
         return [PlanEntry(saved=text(data["plan"], f"{where}.plan"), name=data.get("name"))]
     if "rule" not in data and "dope" not in data:
-        raise ArgumentError(where, entry, f"give {PLAIN}, a rule's name, or one of the keys rule, dope and plan")
+        raise ArgumentError(
+            where, entry, f"give {PLAIN}, a rule's or remap's name, or one of the keys rule, dope and plan"
+        )
     chosen = [_rule(name, f"{where}.rule") for name in as_list(data.get("rule"), f"{where}.rule")]
     factors = [
         None if f is None else number(f, f"{where}.factor") for f in as_list(data.get("factor"), f"{where}.factor")

@@ -8,15 +8,15 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ropewalk.errors import ArgumentError
+from ropewalk.evaluation.as_saved import AsSaved, as_saved
 from ropewalk.evaluation.candidates import Candidate
 from ropewalk.evaluation.cells import Cell, Cells
 from ropewalk.evaluation.compare import Comparison, compare
 from ropewalk.evaluation.content import prompts_a_draw, reference
 from ropewalk.evaluation.grid import Engine, Job, Unit, check_prompts, job_of
-from ropewalk.evaluation.plans import Target, build_plan, distinct
+from ropewalk.evaluation.plans import Target, build_plan, check_plans, distinct
 from ropewalk.evaluation.search import Pick, best_of, search_plan
 from ropewalk.evaluation.sweep_config import PLAIN, ModelEntry, SweepConfig
-from ropewalk.hf.fingerprint import describe
 from ropewalk.hf.loading import load_model
 from ropewalk.hf.seam import check_install
 from ropewalk.tasks.haystack import Text, draw_window, read_text
@@ -41,12 +41,12 @@ class Watch:
 
 @dataclass(frozen=True)
 class Loaded:
-    """A model in memory, with what `describe` tells of it."""
+    """A model in memory, with what `as_saved` tells of it."""
 
     entry: ModelEntry
     model: Any
     tokenizer: Any
-    about: dict[str, Any]
+    saved: AsSaved
 
 
 @dataclass
@@ -76,8 +76,9 @@ def run_sweep(
     text = read_text(config.calibration) if _calibrates(config) else None
     for entry in config.models:
         model, tokenizer = load_model(entry.name, dtype=entry.dtype, revision=entry.revision)
-        loaded = Loaded(entry, model, tokenizer, describe(model))
-        outcome.models.append(loaded.about)
+        loaded = Loaded(entry, model, tokenizer, as_saved(model, entry.name))
+        check_plans(config, entry.name, loaded.saved)
+        outcome.models.append(loaded.saved.about)
         jobs = [_checked(config, loaded, length, text) for length in config.lengths]
         targets = [_target(config, loaded, length, text, cells, watch) for length in config.lengths]
         engine = engine_of(loaded)
@@ -95,7 +96,7 @@ def report_indices(config: SweepConfig) -> range:
 def _run_length(config: SweepConfig, job: Job, target: Target, engine: Engine, watch: Watch, outcome: Outcome) -> None:
     cells = target.cells
     built = [(entry, build_plan(entry, target)) for entry in config.plans]
-    rules = distinct([plan for entry, plan in built if entry.rule and entry.dope is None])
+    rules = distinct([plan for entry, plan in built if entry.is_rule])
     candidates = distinct([plan for _, plan in built])
     for candidate in candidates:  # refused before anything is measured
         check_install(target.model, candidate.encoding)
@@ -142,9 +143,9 @@ def _calibrates(config: SweepConfig) -> bool:
 def _checked(config: SweepConfig, loaded: Loaded, length: int, text: Text | None) -> Job:
     """The job of one length, after making sure that its prompts and its calibration text can be had."""
     dtype = str(next(loaded.model.parameters()).dtype).removeprefix("torch.")
-    job = job_of(config, loaded.entry.name, loaded.about, dtype, length)
+    job = job_of(config, loaded.entry.name, loaded.saved.about, dtype, length)
     check_prompts(job, loaded.tokenizer, report_indices(config))
-    if config.search.trials or len([plan for plan in config.plans if plan.rule and plan.dope is None]) > 1:
+    if config.search.trials or len([plan for plan in config.plans if plan.is_rule]) > 1:
         check_prompts(job, loaded.tokenizer, range(config.search.prompts))
     if text is not None:
         draw_window(text, loaded.tokenizer, length, 0.0)
@@ -152,7 +153,7 @@ def _checked(config: SweepConfig, loaded: Loaded, length: int, text: Text | None
 
 
 def _target(config: SweepConfig, loaded: Loaded, length: int, text: Text | None, cells: Cells, watch: Watch) -> Target:
-    original = config.original_length or loaded.about["original_length"]
+    original = config.original_length or loaded.saved.about["original_length"]
     if not original:
         remedy = f"{loaded.entry.name} doesn't tell its training length; give it in tokens"
         raise ArgumentError("original_length", None, remedy)
@@ -160,4 +161,4 @@ def _target(config: SweepConfig, loaded: Loaded, length: int, text: Text | None,
     def calibrating() -> None:
         watch.calibrating(loaded.entry.name, length)
 
-    return Target(loaded.model, loaded.tokenizer, loaded.about, original, length, text, cells, calibrating)
+    return Target(loaded.model, loaded.tokenizer, loaded.saved, original, length, text, cells, calibrating)

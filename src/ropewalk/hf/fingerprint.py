@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from ropewalk.encodings.model_rotation import model_config
 from ropewalk.errors import ArgumentError
+from ropewalk.hf.content import is_own
 
 # What `describe` tells, with the type of each value; every value but the model type may be None.
 FIELDS: dict[str, type] = {
@@ -50,6 +51,16 @@ def fingerprint(model: nn.Module) -> str:
         digest.update(f"{name} {tuple(parameter.shape)}\n".encode())
         digest.update(_sample(parameter).view(torch.int16).numpy().tobytes())
     return digest.hexdigest()
+
+
+def learned_fingerprint(model: nn.Module) -> str:
+    """SHA-256, in hex, of all that an installed encoding learned; empty for nothing."""
+    own = sorted((name, parameter) for name, parameter in model.named_parameters() if is_own(name))
+    digest = hashlib.sha256()
+    for name, parameter in own:
+        digest.update(name.encode())
+        digest.update(parameter.detach().float().cpu().numpy().tobytes())
+    return digest.hexdigest() if own else ""
 
 
 def describe(model: nn.Module) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from ropewalk.encodings.model_rotation import RotaryLayer, model_config, rotary_
 from ropewalk.errors import ArgumentError
 from ropewalk.hf.encoder import PlainRotation
 from ropewalk.hf.fit import fitting_shapes
-from ropewalk.hf.handle import Handle, has_encoding, put
+from ropewalk.hf.handle import Handle, handle_of, has_encoding, put
 from ropewalk.hf.parts import Parts, carrying
 from ropewalk.hf.when import Switch
 
@@ -79,7 +79,13 @@ def installed(
     original_length: int | None = None,
     cache: str | None = None,
 ) -> Iterator[nn.Module]:
-    """`install` for the length of a with block; undone on exit, exception or not."""
+    """`install` for the length of a with block; undone on exit, exception or not.
+
+    A model that always has this very encoding keeps it as it is: what it learned is in it, and a new one knows nothing.
+    """
+    if when == "always" and _always_has(model, encoding, cache):
+        yield model
+        return
     handle = install(model, encoding, when, original_length, cache)
     try:
         yield model
@@ -91,6 +97,14 @@ def check_install(model: nn.Module, encoding: Encoding) -> None:
     """Refuse what `install` refuses, and leave the model as it is; it must be free of encodings."""
     with installed(model, encoding):
         pass
+
+
+def _always_has(model: nn.Module, encoding: Encoding, cache: str | None) -> bool:
+    """Whether an encoding is installed for every pass, with such a cache if one is asked for."""
+    present = handle_of(model)
+    if present is None or present.encoding != encoding or "when" in present.options:
+        return False
+    return cache in (None, present.options.get("cache"))
 
 
 def _modules(encoding: Encoding, layers: tuple[RotaryLayer, ...]) -> dict[int, EncodingModule]:

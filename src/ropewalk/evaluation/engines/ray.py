@@ -224,14 +224,15 @@ class _Worker:
     def __init__(self, entry: ModelEntry, fingerprint: str | None, threads: int):
         import torch
 
+        from ropewalk.evaluation.as_saved import as_saved
         from ropewalk.evaluation.read import Reader
-        from ropewalk.hf.fingerprint import describe
         from ropewalk.hf.loading import load_model
 
         torch.set_num_threads(threads)
         with _plain_errors():
             model, tokenizer = load_model(entry.name, dtype=entry.dtype, revision=entry.revision)
-        if describe(model)["fingerprint"] != fingerprint:
+            saved = as_saved(model, entry.name)
+        if saved.about["fingerprint"] != fingerprint:
             where = socket.gethostname()
             raise RopewalkError(f"{entry.name} has other weights on {where}; give all machines the same model")
         self._reader = Reader(model, tokenizer)
