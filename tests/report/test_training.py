@@ -78,7 +78,7 @@ def test_the_mean_of_seeds_has_students_interval(tmp_path: Path) -> None:
         (
             Echo(),
             (result("rope", 0, 0.5), result("rope", 1, 0.25)),
-            "of a run Wilson's over its 200 test sequences, of a mean Student's t over seeds, cut to 0 to 100",
+            "of a run Wilson's over its 200 test sequences, of a mean Student's t over seeds, cut off at 0 and 100 %",
         ),
         (
             Echo(),

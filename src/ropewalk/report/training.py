@@ -114,7 +114,7 @@ def _brackets(comparison: Comparison) -> str:
     of_means = [e for name in comparison.names if (e := comparison.estimate(name)) is not None and e.is_clustered]
     said = [f"of a run Wilson's over its {of_runs[0].n:,} test sequences"] if of_runs else []
     if of_means:
-        said.append("of a mean Student's t over seeds" + ", cut to 0 to 100" * bool(of_runs))
+        said.append("of a mean Student's t over seeds" + ", cut off at 0 and 100 %" * bool(of_runs))
     return f"; brackets: 95 % intervals, {', '.join(said)}" if said else ""
 
 
