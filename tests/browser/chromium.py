@@ -58,8 +58,15 @@ class Seen:
 
 @contextmanager
 def opened(browser: Any, page: Page, path: Path, width: int = 1200, **options: Any) -> Iterator[Seen]:
-    """The page in a tab of its own; on leaving, nothing may have gone wrong and no request have been made."""
+    """The page in a tab of its own, as `visited` says."""
     page.write(path)
+    with visited(browser, path, width, **options) as seen:
+        yield seen
+
+
+@contextmanager
+def visited(browser: Any, path: Path, width: int = 1200, **options: Any) -> Iterator[Seen]:
+    """A written page in a tab of its own; on leaving, nothing may have gone wrong and no request have been made."""
     context = browser.new_context(viewport={"width": width, "height": 800}, **options)
     seen = Seen(context.new_page())
     seen.tab.on("console", lambda m: seen.messages.append(f"{m.type}: {m.text}"))
@@ -71,6 +78,15 @@ def opened(browser: Any, page: Page, path: Path, width: int = 1200, **options: A
     context.close()
     assert seen.messages == []
     assert [url for url in seen.requests if not url.startswith(("data:", "blob:"))] == [path.as_uri()]
+
+
+def tab_to(seen: Seen, selector: str) -> None:
+    """Press Tab until an element has the focus."""
+    for _ in range(40):
+        seen.tab.keyboard.press("Tab")
+        if seen.evaluate("(s) => document.activeElement.matches(s)", selector):
+            return
+    raise AssertionError(f"Tab never comes to {selector}")
 
 
 def wait_for_text(element: Any, text: str) -> None:

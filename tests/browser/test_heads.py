@@ -7,21 +7,12 @@ from typing import Any
 
 import pytest
 import torch
-from tests.browser.chromium import Seen, opened, wait_for_text
+from tests.browser.chromium import Seen, opened, tab_to, wait_for_text
 from tests.report.pages import charts, page
 
 from ropewalk.report.page import HeadChart, HeadMap, Page
 
 FOCUSED = "[document.activeElement.parentElement.sectionRowIndex, document.activeElement.cellIndex - 1]"
-
-
-def tab_to(seen: Seen, selector: str) -> None:
-    """Press Tab until an element has the focus."""
-    for _ in range(40):
-        seen.tab.keyboard.press("Tab")
-        if seen.evaluate("(s) => document.activeElement.matches(s)", selector):
-            return
-    raise AssertionError(f"Tab never comes to {selector}")
 
 
 def readout(seen: Seen, map: str = ".heads") -> str:
