@@ -130,7 +130,7 @@ def draw_curves(wanted: Recalibration, outcome: Outcome, points: list[dict[str, 
     finish(axes, "steps", "nats a token")
     axes.set_title(f"{wanted.model}: {outcome.encoding}, seed {outcome.seed}, {outcome.tokens:,} tokens", fontsize=10)
     if axes.get_legend_handles_labels()[0]:
-        axes.legend(frameon=False, fontsize=8, handlelength=3.5)
+        figure.legend(loc="outside lower center", ncols=2, frameon=False, fontsize=8, handlelength=3.5)
     figure.savefig(path, dpi=150)
 
 
