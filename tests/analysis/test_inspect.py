@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ from tests.analysis.test_measure import handed_over
 from tests.attention.cases import Largest
 from tests.evaluation.tiny_models import tiny
 from tests.hf import contents
+from tests.reference import alibi
 from tests.reference import inspection as oracle
 from torch import Tensor, nn
 
@@ -20,13 +22,19 @@ from ropewalk.analysis.inspect import inspect
 from ropewalk.analysis.inspection import Inspection
 from ropewalk.analysis.measure import measure
 from ropewalk.analysis.scores import scores
+from ropewalk.encodings.absolute import Learned
 from ropewalk.encodings.alibi import ALiBi
 from ropewalk.encodings.base import Encoding
 from ropewalk.encodings.dope import DoPE
+from ropewalk.encodings.fire import FIRE
+from ropewalk.encodings.kerple import KERPLE
 from ropewalk.encodings.nope import NoPE
+from ropewalk.encodings.per_layer import PerLayer
 from ropewalk.encodings.pope import PoPE
 from ropewalk.encodings.rope import RoPE, rotate
 from ropewalk.encodings.self_extend import SelfExtend
+from ropewalk.encodings.t5 import T5Bias
+from ropewalk.encodings.xpos import XPos
 from ropewalk.errors import ArgumentError, RopewalkError, UnsupportedModelError
 from ropewalk.frequencies import NTK, YaRN
 from ropewalk.heads import HeadSelection
@@ -138,6 +146,63 @@ def test_pope_is_looked_at_where_it_acts(options: dict[str, Any], monkeypatch: p
     else:
         learned = torch.stack(list(contents.learned(model).values()))
         torch.testing.assert_close(found["delta"], learned.clamp(-2 * math.pi, 0))
+
+
+def slow_weights(q: Tensor, k: Tensor, scale: float, bias: Callable[[int, int], list[float]]) -> Tensor:
+    """(H, N, N) in float64: softmax of each query's products with the tokens up to it and what is added."""
+    heads, number = q.shape[0], q.shape[1]
+    found = torch.zeros(heads, number, number, dtype=torch.float64)
+    keys = k.repeat_interleave(heads // k.shape[0], 0).double()
+    for n in range(number):
+        added = torch.tensor([bias(n, m) for m in range(n + 1)], dtype=torch.float64).T
+        scores = (keys[:, : n + 1] @ q[:, n].double()[:, :, None])[..., 0] * scale + added
+        found[:, n, : n + 1] = scores.softmax(-1)
+    return found
+
+
+def bias_of(model: Any, encoding: Any) -> Callable[[int, int], list[float]]:
+    """What the installed bias kind adds to the score of a query and a key in each head of the first layer."""
+    if isinstance(encoding, ALiBi):
+        return lambda n, m: alibi.bias(encoding.num_heads, n, m)
+    places, module = torch.arange(TOKENS), model.model.layers[0].self_attn.position_encoding
+    table: Tensor = module.bias(places, places).detach()
+    return lambda n, m: table[:, n, m].tolist()
+
+
+@pytest.mark.parametrize("encoding", [ALiBi(4), T5Bias(4), KERPLE(4), FIRE(4)], ids=lambda encoding: encoding.kind)
+def test_a_bias_is_in_the_weights_and_its_heads_have_no_bands(
+    encoding: Encoding, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = tiny("Llama", num_hidden_layers=1)
+    ((q, k),) = handed_over(model, monkeypatch, input_ids=IDS[None])
+    install(model, encoding)
+    contents.learn(model)
+    found = inspect(model, IDS, NEEDLE)
+    agree(found, [slow_weights(q[0], k[0], 16**-0.5, bias_of(model, encoding)).float()])
+    assert not found.has_bands and found.stages == ("post_ntk",) and found.about["layout"] is None
+    assert not any(name.startswith(("usage", "cone", "band_entropy", "frequencies")) for name in found.tensors)
+    # Queries and keys are compared as the model made them.
+    for side, x in (("query", q[0]), ("key", k[0])):
+        x = x.double()
+        shares = torch.linalg.eigvalsh(x.mT @ x).flip(-1)
+        torch.testing.assert_close(
+            found[f"shares.post_ntk.{side}"][0].double(), shares / shares.sum(-1, keepdim=True), atol=1e-5, rtol=1e-4
+        )
+    with pytest.raises(ArgumentError, match="no bands"):
+        found.score("band_entropy")
+
+
+@pytest.mark.parametrize(
+    "encoding", [Learned(64, 256), SelfExtend(RoPE(16), window=20, group=4), XPos(16)], ids=lambda e: e.kind
+)
+def test_other_encodings_without_bands_are_looked_at_too(encoding: Encoding) -> None:
+    model = tiny("Llama")
+    plain = inspect(model, IDS, NEEDLE)
+    install(model, encoding)
+    found = inspect(model, IDS, NEEDLE)
+    assert not found.has_bands and found.about["encoding"]["kind"] == encoding.kind
+    assert (found["needle.before"] - plain["needle.before"]).abs().max() > 1e-3
+    assert found.stages == (("pre_ntk", "post_ntk") if isinstance(encoding, XPos) else ("post_ntk",))
 
 
 PLANS: dict[str, Encoding] = {
@@ -295,7 +360,8 @@ def test_models_and_encodings_that_cannot_be_served_are_refused_by_name() -> Non
     with pytest.raises(UnsupportedModelError, match="Linear"):
         inspect(nn.Linear(2, 2), IDS)
     model = tiny("Llama")
-    with installed(model, ALiBi(4)), pytest.raises(UnsupportedModelError, match="alibi"):
+    mixed = PerLayer(tuple((layer, ALiBi(4) if layer else RoPE(16)) for layer in range(4)))
+    with installed(model, mixed), pytest.raises(UnsupportedModelError, match="or in having bands"):
         inspect(model, IDS)
     with installed(model, PLANS["ntk"]):
         with pytest.raises(ArgumentError, match="larger model"):

@@ -56,6 +56,20 @@ def test_tensors_that_do_not_fit_are_named(found: Inspection) -> None:
         Inspection(tensors | {"needle.aftr": tensors["sinks.first"]}, about)
 
 
+def test_bands_are_there_as_a_whole_or_not_at_all(found: Inspection, tmp_path: Path) -> None:
+    banded = ("frequencies", "band_entropy", "usage", "cone")
+    tensors, about = dict(found.tensors), dict(found.about)
+    without = {name: tensor for name, tensor in tensors.items() if not name.startswith(banded)}
+    Inspection(without, about).save(tmp_path / "a.safetensors")
+    back = Inspection.load(tmp_path / "a.safetensors")
+    assert not back.has_bands and found.has_bands and back.tensors.keys() == without.keys()
+    with pytest.raises(ArgumentError, match=r"band_entropy.*no bands"):
+        back.score("band_entropy")
+    for name in ("frequencies", "usage.query", "cone.bound.key"):
+        with pytest.raises(ArgumentError, match=name):
+            Inspection({other: tensor for other, tensor in tensors.items() if other != name}, about)
+
+
 def damaged(found: Inspection, path: Path, how: str) -> None:
     found.save(path)
     metadata: dict[str, Any] = {"format": "ropewalk.inspection", "format_version": "1", "about": '{"layers": [0]}'}

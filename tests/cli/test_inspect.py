@@ -90,6 +90,19 @@ def test_a_saved_model_with_pope_is_looked_at_as_it_learned(
     assert (tmp_path / "delta.svg").exists()
 
 
+def test_a_saved_model_with_a_bias_is_looked_at_without_bands(folder: Path, tmp_path: Path) -> None:
+    assert run(folder, tmp_path, "alibi", queries="20", length="200") == OK
+    found = Inspection.load(tmp_path / "inspect.safetensors")
+    assert not found.has_bands and found.about["encoding"]["kind"] == "alibi"
+    heads = json.loads((tmp_path / "inspect.json").read_text())["heads"]
+    assert len(heads) == 16 and not any(name.startswith("band_entropy") for name in heads[0])
+    assert "spectral_norm_key" in heads[0] and heads[0]["needle_before"] > 0
+    assert {path.stem for path in tmp_path.glob("*.svg")} == {"sinks", "scores", "low_rank", "needle"}
+    page = (tmp_path / "report.html").read_text()
+    assert "Shares of the eigenvalues" in page
+    assert not any(word in page for word in ("Frequency usage", "cone bound", "band entropy"))
+
+
 def test_a_stopped_run_leaves_nothing(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -107,7 +120,6 @@ def test_a_stopped_run_leaves_nothing(
         ("", {"plan": "{folder}/other"}, "num_layers"),
         ("", {"plan": "{folder}/nowhere"}, "nowhere"),
         ("pope", {"plan": "{folder}/plan"}, "remove"),
-        ("alibi", {}, "alibi"),
         ("gpt2", {"length": "300"}, "gpt2 has positions for 256 tokens, 300 are wanted"),
         ("learned", {"length": "251"}, "learned has positions for 250 tokens, 251 are wanted"),
         ("learned", {}, "length=256: "),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +14,7 @@ from ropewalk.analysis.ear import Heard, listening
 from ropewalk.analysis.gram import GramAccumulator
 from ropewalk.analysis.inspection import SIDES, Inspection
 from ropewalk.analysis.scores import band_entropy, eigenvalue_shares
+from ropewalk.encodings.base import RotaryModule
 from ropewalk.encodings.dope import DoPEModule
 from ropewalk.encodings.model_rotation import own_rotation, rotary_layers
 from ropewalk.encodings.nope import NoPE
@@ -44,7 +45,8 @@ def inspect(
     the model's does, unless `queries` says how many rows are looked at.
 
     Args:
-        model: a causal model whose rotation `install` can replace, or with RoPE, DoPE, NoPE or PoPE installed.
+        model: a causal model whose rotation `install` can replace, or with an encoding installed. What is told by
+            frequency (usage, cone, band entropy) is there for RoPE, DoPE, NoPE and PoPE alone: others have no bands.
         input_ids: (N,) or (1, N) tokens, more than 64.
         needle: [start, end) of tokens whose attention from the last token is measured.
         plan: installed for a second pass, in which the needle's attention is measured again.
@@ -55,7 +57,7 @@ def inspect(
     Raises:
         ArgumentError: a value out of its range, a plan without a needle, or a plan that can't be installed.
         UnsupportedModelError: a model that can't be served: no rotary attention, attention weights that can't be
-            heard, another kind of encoding, or layers whose heads differ.
+            heard, or layers whose heads differ or that don't all have bands.
     """
     ids = _checked_ids(input_ids)
     sinks.check_first_tokens(first_tokens)
@@ -126,30 +128,30 @@ class _Layers:
         self._counted, self._first_tokens = counted, first_tokens
         self.by_layer: dict[int, dict[str, Tensor]] = {}
         self.windows: dict[int, int | None] = {}
-        self.layout = ""
+        self.layout: str | None = None
         self._places: Tensor | None = None
 
     def hear(self, heard: Heard) -> None:
-        self.layout, width, frequencies = _pairs(heard)
+        banded = _bands(heard)
         mass = sinks.column_mass(heard.rows, self._counted)
         kept = {f"sinks.{name}": value for name, value in sinks.sink_figures(mass, self._first_tokens).items()}
         num_tokens = heard.rows.num_tokens
         places = torch.linspace(0, num_tokens - 1, min(SAMPLED_TOKENS, num_tokens)).round().long()
         for number, side in enumerate(SIDES):
-            if heard.before is not None:
+            if heard.before is not None and (banded is not None or isinstance(heard.module, RotaryModule)):
                 gram = _gram(heard.before[number])
                 kept[f"shares.pre_ntk.{side}"] = eigenvalue_shares(gram)
-                kept[f"band_entropy.pre_ntk.{side}"] = band_entropy(gram, self.layout, width)
+                if banded is not None:
+                    kept[f"band_entropy.pre_ntk.{side}"] = band_entropy(gram, banded.layout, banded.width)
             x = heard.after[number]
             gram = _gram(x)
             kept[f"shares.post_ntk.{side}"] = eigenvalue_shares(gram)
-            kept[f"band_entropy.post_ntk.{side}"] = band_entropy(gram, self.layout, width)
-            kept[f"usage.{side}"] = bands.usage(x, self.layout, width)
-            for name, value in bands.cone(x, gram, self.layout, width).items():
-                kept[f"cone.{name}.{side}"] = value
+            if banded is not None:
+                kept |= {f"{name}.{side}": value for name, value in _by_band(x, gram, banded).items()}
             vectors = directions.leading_eigenvectors(gram, min(EIGENVECTORS, gram.shape[-1]))
             kept[f"low_rank.{side}"] = directions.cosines(x[:, places.to(x.device)], vectors).half()
-        kept["frequencies"] = frequencies
+        if banded is not None:
+            self.layout, kept["frequencies"] = banded.layout, banded.frequencies
         if isinstance(heard.module, PoPEModule) and (delta := heard.module.phase()) is not None:
             kept["delta"] = delta.detach().clone()  # a free one is the parameter itself, which may be trained on
         self._places = places
@@ -162,7 +164,7 @@ class _Layers:
         """Every tensor with an axis of layers in front."""
         kept = [self.by_layer[index] for index in sorted(self.by_layer)]
         if len({tuple((name, value.shape) for name, value in layer.items()) for layer in kept}) != 1:
-            raise UnsupportedModelError(f"{model} has layers whose heads differ in number or size")
+            raise UnsupportedModelError(f"{model} has layers whose heads differ in number or size, or in having bands")
         assert self._places is not None
         stacked = {name: torch.stack([layer[name] for layer in kept]) for name in kept[0]}
         return stacked | {"low_rank.places": self._places}
@@ -201,15 +203,33 @@ def _gram(x: Tensor) -> Tensor:
     return accumulator.gram
 
 
-def _pairs(heard: Heard) -> tuple[str, int, Tensor]:
-    """How the bands lie in the compared vectors: layout, channels in pairs, and the frequencies."""
+class _Bands(NamedTuple):
+    """How bands lie in the compared vectors: the layout, how many channels are in pairs, and each pair's frequency."""
+
+    layout: str
+    width: int
+    frequencies: Tensor
+
+
+def _by_band(x: Tensor, gram: Tensor, banded: _Bands) -> dict[str, Tensor]:
+    """What is told by band of the compared vectors x (H, N, D) and their Gram matrices, by name."""
+    found = {
+        "band_entropy.post_ntk": band_entropy(gram, banded.layout, banded.width),
+        "usage": bands.usage(x, banded.layout, banded.width),
+    }
+    cone = bands.cone(x, gram, banded.layout, banded.width)
+    return found | {f"cone.{name}": value for name, value in cone.items()}
+
+
+def _bands(heard: Heard) -> _Bands | None:
+    """The layer's bands; None where its encoding has none: biases, scores of their own, tables."""
     encoding, module = heard.encoding, heard.module
     if isinstance(encoding, PoPE):
-        return "half", 2 * encoding.width, encoding.frequencies()
+        return _Bands("half", 2 * encoding.width, encoding.frequencies())
     rope = module.config if isinstance(module, DoPEModule) else encoding
     width = min(heard.rope.width, heard.after[0].shape[-1])
     if isinstance(rope, RoPE):
-        return rope.layout, width, rope.schedule().frequencies
+        return _Bands(rope.layout, width, rope.schedule().frequencies)
     if isinstance(rope, NoPE):
-        return heard.rope.layout, width, torch.zeros(width // 2)
-    raise UnsupportedModelError(f"{encoding.kind} has no bands to look at: RoPE, DoPE, NoPE and PoPE are served")
+        return _Bands(heard.rope.layout, width, torch.zeros(width // 2))
+    return None

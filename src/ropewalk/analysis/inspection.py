@@ -29,18 +29,19 @@ _OF_HEADS = {
     "sinks.largest": ("layers", "heads"),
     "sinks.largest_at": ("layers", "heads"),
     "sinks.by_place": ("layers", "heads", "bins"),
-    "frequencies": ("layers", "bands"),
     "low_rank.places": ("sample",),
     "tokens": ("tokens",),
 }
 _OF_SIDES = {
     "shares.post_ntk": ("layers", "side", "channels"),
+    "low_rank": ("layers", "side", "sample", "vectors"),
+}
+_OF_BANDS = {
     "band_entropy.post_ntk": ("layers", "side"),
     "usage": ("layers", "side", "bands"),
     "cone.gamma": ("layers", "side", "bands"),
     "cone.bound": ("layers", "side", "bands"),
     "cone.measured": ("layers", "side", "bands"),
-    "low_rank": ("layers", "side", "sample", "vectors"),
 }
 _OPTIONAL = {
     "shares.pre_ntk.query": ("layers", "heads", "channels"),
@@ -51,11 +52,20 @@ _OPTIONAL = {
     "needle.after": ("layers", "heads"),
     "delta": ("layers", "groups", "bands"),
 }
-_ALWAYS = _OF_HEADS | {
-    f"{name}.{side}": tuple({"side": {"query": "heads", "key": "groups"}[side]}.get(axis, axis) for axis in axes)
-    for name, axes in _OF_SIDES.items()
-    for side in SIDES
-}
+
+
+def _of_sides(names: Mapping[str, tuple[str, ...]]) -> dict[str, tuple[str, ...]]:
+    return {
+        f"{name}.{side}": tuple({"side": {"query": "heads", "key": "groups"}[side]}.get(axis, axis) for axis in axes)
+        for name, axes in names.items()
+        for side in SIDES
+    }
+
+
+_ALWAYS = _OF_HEADS | _of_sides(_OF_SIDES)
+# All of these or, for an encoding without bands, none.
+_BANDED = {"frequencies": ("layers", "bands")} | _of_sides(_OF_BANDS)
+_KNOWN = _ALWAYS | _BANDED | _OPTIONAL
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -77,13 +87,13 @@ class Inspection:
 
     def __post_init__(self) -> None:
         sizes = {"layers": len(self.layers)}
-        for name in _ALWAYS:
+        for name in _ALWAYS | (_BANDED if any(name in self.tensors for name in _BANDED) else {}):
             if name not in self.tensors:
                 raise ArgumentError("tensors", name, "is missing")
         for name, tensor in self.tensors.items():
-            axes = (_ALWAYS | _OPTIONAL).get(name)
+            axes = _KNOWN.get(name)
             if axes is None:
-                raise unknown_name("tensors", name, _ALWAYS | _OPTIONAL)
+                raise unknown_name("tensors", name, _KNOWN)
             expected = tuple(sizes.get(axis, size) for axis, size in zip(axes, tensor.shape, strict=False))
             if len(axes) != tensor.dim() or expected != tuple(tensor.shape):
                 raise ArgumentError(f"tensors[{name!r}].shape", tuple(tensor.shape), f"must be {', '.join(axes)}")
@@ -105,6 +115,11 @@ class Inspection:
         return tuple(self.about["layers"])
 
     @property
+    def has_bands(self) -> bool:
+        """Whether the encoding has bands, and so frequencies, usage, cones and band entropies."""
+        return "frequencies" in self.tensors
+
+    @property
     def stages(self) -> tuple[str, ...]:
         """The stages whose scores there are, as `Statistics` names them: `post_ntk`, and `pre_ntk` for rotations."""
         return tuple(stage for stage in ("pre_ntk", "post_ntk") if f"shares.{stage}.query" in self.tensors)
@@ -119,10 +134,13 @@ class Inspection:
             stage: one of `stages`.
 
         Raises:
-            ArgumentError: an unknown name, a missing or needless r, or a stage that wasn't measured.
+            ArgumentError: an unknown name, a missing or needless r, a stage that wasn't measured, or a score of bands
+                where there are none.
         """
         score = find_score(name)
         score.check_r(name, r)
+        if score.from_shares is None and not self.has_bands:
+            raise ArgumentError("name", name, "this model's encoding has no bands; choose a score of whole vectors")
         for argument, value, known in (("indicator", indicator, SIDES), ("stage", stage, self.stages)):
             if value not in known:
                 raise unknown_name(argument, value, known)

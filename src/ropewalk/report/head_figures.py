@@ -41,7 +41,12 @@ def draw_heads(found: Inspection, folder: Path) -> dict[str, Path]:
 
 
 def usage(found: Inspection) -> Any:
-    """Layer by frequency: the mean 2-norm of each pair, over heads, of queries and keys (PoPE's figures 3-6)."""
+    """Layer by frequency: the mean 2-norm of each pair, over heads, of queries and keys (PoPE's figures 3-6).
+
+    None for an encoding without bands.
+    """
+    if not found.has_bands:
+        return None
     figure, panels = _panels(1, 2, (10.0, _height(len(found.layers))))
     what = "magnitude of each channel" if found.about["encoding"]["kind"] == "pope" else "2-norm of each pair"
     once = 2 * math.pi / len(found["tokens"])
@@ -75,7 +80,8 @@ def sinks(found: Inspection) -> Any:
 def score_maps(found: Inspection) -> Any:
     """Layer by head, a panel a score, for queries and for keys (a key head's score for each of its query heads)."""
     size = min(found[f"shares.post_ntk.{side}"].shape[-1] for side in SIDES)
-    shown = [score for score in _SHOWN_SCORES if (score[2] or 0) <= size]
+    known = [score for score in _SHOWN_SCORES if found.has_bands or score[1] != "band_entropy"]
+    shown = [score for score in known if (score[2] or 0) <= size]
     figure, panels = _panels(2, len(shown), (2.7 * len(shown), 2 * _height(len(found.layers), 0.09)))
     for row, side in enumerate(SIDES):
         for column, (label, name, r) in enumerate(shown):
@@ -111,7 +117,9 @@ def low_rank(found: Inspection) -> Any:
 
 
 def cone(found: Inspection) -> Any:
-    """DoPE's bound against the eigenvalue that it bounds, where it says anything, and where that is."""
+    """DoPE's bound against the eigenvalue that it bounds, where that says anything; None without bands."""
+    if not found.has_bands:
+        return None
     from matplotlib.ticker import PercentFormatter
 
     figure, (left, right) = _panels(1, 2, (10.0, 4.2))

@@ -40,6 +40,8 @@ def named_scores(found: Inspection) -> list[tuple[str, str, int | None]]:
     size = min(found[f"shares.post_ntk.{side}"].shape[-1] for side in SIDES)
     named: list[tuple[str, str, int | None]] = []
     for name, score in scores().items():
+        if score.from_shares is None and not found.has_bands:
+            continue
         if score.needs_r:
             named += [(f"{_LABELS[name]} ({r})", name, r) for r in RANKS if r <= size]
         else:

@@ -151,15 +151,16 @@ def _charts(found: Inspection) -> list[HeadChart]:
     bins = found["sinks.by_place"].shape[-1]
     starts = [len(found["tokens"]) * i // bins for i in range(bins)]
     size = found["shares.post_ntk.key"].shape[-1]
+    usage = []
+    if found.has_bands:
+        axes = {"x_title": "frequency number (0 = fastest)", "y_title": "mean 2-norm"}
+        usage.append(HeadChart("Frequency usage", "line", both("usage"), series=("queries", "keys"), **axes))
     charts = [
         HeadChart(
             "Where its attention goes", "line", found["sinks.by_place"], starts, x_title="token",
             y_title="mean attention mass", caption="Of later queries, without each one's last 16 tokens.",
         ),
-        HeadChart(
-            "Frequency usage", "line", both("usage"), series=("queries", "keys"),
-            x_title="frequency number (0 = fastest)", y_title="mean 2-norm",
-        ),
+        *usage,
         HeadChart(
             "Shares of the eigenvalues", "line", both("shares.post_ntk"), range(1, size + 1), ("queries", "keys"),
             x_title="eigenvalue, largest first", y_title="share of the trace",
