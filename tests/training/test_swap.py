@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import pytest
@@ -19,7 +18,7 @@ from ropewalk.errors import ArgumentError
 from ropewalk.frequencies import NTK, YaRN
 from ropewalk.hf import install
 from ropewalk.hf.handle import handle_of
-from ropewalk.training.swap import SWAPS, check_fit, check_name, encoding_for, reach, swap
+from ropewalk.training.swap import SWAPS, check_fit, check_name, encoding_for, swap
 
 
 @pytest.fixture
@@ -109,10 +108,3 @@ def test_a_swap_takes_the_place_of_what_was_there_and_draws_by_the_seed(llama: A
     assert torch.equal(torch.random.get_rng_state(), state)
     swap(llama, None, 0)
     assert isinstance(handle_of(llama).encoding, PoPE)  # type: ignore[union-attr]
-
-
-def test_how_far_an_encoding_reaches(llama: Any) -> None:
-    assert reach(llama) == math.inf
-    for name, end in (("learned", 5000.0), ("xpos", 28_329.0), ("alibi", math.inf)):
-        swap(llama, encoding_for(llama, name, 5000), 0)
-        assert reach(llama) == end

@@ -7,21 +7,26 @@ from typing import Any
 from torch import nn
 
 from ropewalk.encodings.absolute import Learned
+from ropewalk.encodings.base import Encoding
+from ropewalk.encodings.model_rotation import model_config
 from ropewalk.encodings.xpos import XPos
 from ropewalk.errors import ArgumentError
-from ropewalk.hf.fingerprint import describe
 from ropewalk.hf.handle import handle_of
+
+
+def encoding_reach(encoding: Encoding) -> int | None:
+    """How many tokens an encoding can count to; None for no end."""
+    if isinstance(encoding, XPos):
+        return encoding.last_position + 1
+    return encoding.max_positions if isinstance(encoding, Learned) else None
 
 
 def reach(model: Any) -> int | None:
     """How many tokens a model can read, by its installed encoding or by its own table; None for no end."""
     handle = handle_of(model)
     if handle is not None and handle.encoding is not None:
-        encoding = handle.encoding
-        if isinstance(encoding, XPos):
-            return encoding.last_position + 1
-        return encoding.max_positions if isinstance(encoding, Learned) else None
-    trained: int | None = describe(model)["original_length"]
+        return encoding_reach(handle.encoding)
+    trained: int | None = getattr(model_config(model), "max_position_embeddings", None)
     tokens = model.get_input_embeddings()
     tables = [m for m in model.modules() if isinstance(m, nn.Embedding) and m is not tokens]
     # Some tables begin with two places that aren't positions.

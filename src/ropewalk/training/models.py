@@ -8,8 +8,10 @@ import torch
 from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from ropewalk.encodings.absolute import Learned
 from ropewalk.errors import ArgumentError
 from ropewalk.hf.content import is_own
+from ropewalk.hf.reach import encoding_reach
 from ropewalk.hf.seam import install
 from ropewalk.training.named import Named, Shape
 from ropewalk.training.recipe import ModelSize
@@ -75,15 +77,13 @@ def build_model(size: ModelSize, vocabulary_size: int, longest: int, named: Name
 
 def check_length(named: Named, size: ModelSize, longest: int) -> None:
     """Refuse sequences that are longer than a learned table, or than xPos's numbers reach."""
-    table = getattr(named.encoding, "max_positions", None)
-    if table is not None and longest > table:
+    end = encoding_reach(named.encoding)
+    if end is None or longest <= end:
+        return
+    if isinstance(named.encoding, Learned):
         remedy = f"the task's longest sequence has {longest} tokens, past the end of {named.name}'s table; give as many"
         raise ArgumentError("model.positions", size.positions, remedy)
-    last = getattr(named.encoding, "last_position", None)
-    if last is not None and longest > last + 1:
-        raise ArgumentError(
-            "encoding", named.name, f"it reaches {int(last) + 1} tokens, the task's longest sequence has {longest}"
-        )
+    raise ArgumentError("encoding", named.name, f"it reaches {end} tokens, the task's longest sequence has {longest}")
 
 
 def sizes(model: nn.Module) -> dict[str, int]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,6 +15,7 @@ from ropewalk.encodings.base import Encoding
 from ropewalk.evaluation.subjects import run_of
 from ropewalk.hf.fingerprint import describe
 from ropewalk.hf.loading import load_model
+from ropewalk.hf.reach import reach
 from ropewalk.training.course import Course
 from ropewalk.training.data import Collator
 from ropewalk.training.figures import finite
@@ -23,7 +25,7 @@ from ropewalk.training.models import sizes
 from ropewalk.training.recalibration import Outcome, Recalibration
 from ropewalk.training.resumable import Run, finished, joined
 from ropewalk.training.run import Data, data_facts, prepared
-from ropewalk.training.swap import check_fit, encoding_for, reach, swap
+from ropewalk.training.swap import check_fit, encoding_for, swap
 from ropewalk.training.trainer import Curve, SequenceTrainer, Watch, check_processes, started_processes
 
 
@@ -139,7 +141,9 @@ class _Recalibration(Run):
         """
         model: Any = trainer.model
         model.to(trainer.args.device)
-        test = windows(self._data.rows["test"], self._wanted.length, self._wanted.held_out, reach(self._model))
+        test = windows(
+            self._data.rows["test"], self._wanted.length, self._wanted.held_out, reach(self._model) or math.inf
+        )
         if watch is not None:
             watch.began(f"{self.name}, {when}", 0, test.count)
         validation = trainer.figures("validation").nll

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 
 import torch
 from torch import nn
@@ -81,15 +80,6 @@ def check_fit(model: nn.Module, encoding: Encoding | None) -> None:
     """Refuse an encoding that doesn't fit a model, before any work; a model that has one already is let through."""
     if encoding is not None and handle_of(model) is None:
         check_install(model, encoding)
-
-
-def reach(model: nn.Module) -> float:
-    """How many tokens a model's encoding can count to; infinity for no end."""
-    handle = handle_of(model)
-    if handle is None or handle.encoding is None:
-        return math.inf
-    table, last = (getattr(handle.encoding, name, None) for name in ("max_positions", "last_position"))
-    return float(table) if table is not None else math.inf if last is None else last + 1.0
 
 
 def _ruled(model: nn.Module, name: str, length: int, factor: float | None) -> Encoding:
