@@ -30,7 +30,9 @@ from ropewalk.errors import ArgumentError, DamagedFileError, MismatchedModelErro
 from ropewalk.frequencies import NTK, Given, LongRoPE, Resonance, YaRN
 from ropewalk.heads import HeadSelection
 from ropewalk.hf.card import plan_card
+from ropewalk.hf.handle import handle_of
 from ropewalk.hf.plan import Plan
+from ropewalk.hf.seam import install
 
 ROPE = RoPE(16, rule=NTK(2.0))
 ENCODINGS: list[Encoding] = [
@@ -314,6 +316,31 @@ def test_installed_is_undone_after_an_exception(plan: Plan, tiny_llama: LlamaFor
     with pytest.raises(KeyError), plan.installed(tiny_llama):
         raise KeyError
     assert torch.equal(logits(tiny_llama, 140), before)
+
+
+def test_a_rope_that_the_model_was_saved_with_makes_room(plan: Plan, tiny_llama: LlamaForCausalLM) -> None:
+    with plan.installed(tiny_llama):
+        expected = logits(tiny_llama, 200)
+    plain = logits(tiny_llama, 200)
+    install(tiny_llama, RoPE(16))  # as `ropewalk train` saves it
+    with plan.installed(tiny_llama):
+        assert torch.equal(logits(tiny_llama, 200), expected)
+    assert torch.equal(logits(tiny_llama, 200), plain)
+    assert handle_of(tiny_llama).encoding == RoPE(16)  # what save_pretrained writes is what it was
+    handle = plan.install(tiny_llama)
+    assert torch.equal(logits(tiny_llama, 200), expected)
+    handle.remove()
+    assert handle_of(tiny_llama) is None and torch.equal(logits(tiny_llama, 200), plain)
+
+
+@pytest.mark.parametrize("encoding", [RoPE(16, base=5000.0), NoPE()])
+def test_another_encoding_that_the_model_was_saved_with_makes_no_room(
+    encoding: Encoding, plan: Plan, tiny_llama: LlamaForCausalLM
+) -> None:
+    install(tiny_llama, encoding)
+    with pytest.raises(ArgumentError, match="has an encoding installed"):
+        plan.install(tiny_llama)
+    assert handle_of(tiny_llama).encoding == encoding
 
 
 def test_another_architecture_is_refused(plan: Plan) -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from ropewalk.encodings.base import Encoding
 from ropewalk.encodings.per_layer import PerLayer
 from ropewalk.encodings.rope import LAYOUTS, RoPE, rotate
 from ropewalk.errors import ArgumentError, UnsupportedModelError
@@ -51,6 +53,18 @@ def own_rotation(model: nn.Module) -> RoPE | PerLayer:
     if len({layer.rope for layer in layers}) == 1:
         return layers[0].rope
     return PerLayer(tuple((layer.index, layer.rope) for layer in layers))
+
+
+def is_own_rotation(model: nn.Module, encoding: Encoding) -> bool:
+    """Whether an encoding, such as a RoPE that a model was saved with, is the rotation of the model's architecture."""
+    return _with_width(encoding) == own_rotation(model)
+
+
+def _with_width(encoding: Encoding) -> Encoding:
+    """A RoPE as a model's own is read, with its width told also where all channels turn; others as they are."""
+    if isinstance(encoding, PerLayer):
+        return encoding.map(lambda _, one: _with_width(one))
+    return dataclasses.replace(encoding, rotary_dim=encoding.width) if isinstance(encoding, RoPE) else encoding
 
 
 def model_config(model: nn.Module) -> Any:

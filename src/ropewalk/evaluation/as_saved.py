@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import json
 from collections.abc import Callable
@@ -12,7 +11,7 @@ from typing import Any
 from torch import nn
 
 from ropewalk.encodings.base import Encoding
-from ropewalk.encodings.model_rotation import own_rotation
+from ropewalk.encodings.model_rotation import is_own_rotation, own_rotation
 from ropewalk.encodings.per_layer import PerLayer
 from ropewalk.encodings.rope import RoPE
 from ropewalk.errors import ArgumentError
@@ -61,7 +60,7 @@ def as_saved(model: nn.Module, name: str) -> AsSaved:
     if handle.options.get("when") == "long":
         remedy = "its encoding is for long inputs alone, so no one encoding is the model's; save it with when='always'"
         raise ArgumentError("model", name, remedy)
-    encoding = own if _with_width(handle.encoding) == own else handle.encoding
+    encoding = own if is_own_rotation(model, handle.encoding) else handle.encoding
     if encoding != own and about["fingerprint"] is not None:
         held = [about["fingerprint"], learned_fingerprint(model), encoding.to_dict()]
         about["fingerprint"] = hashlib.sha256(json.dumps(held, sort_keys=True).encode()).hexdigest()
@@ -69,10 +68,3 @@ def as_saved(model: nn.Module, name: str) -> AsSaved:
         return AsSaved(about, encoding, None)
     handle.remove()
     return AsSaved(about, encoding, encoding)
-
-
-def _with_width(encoding: Encoding) -> Encoding:
-    """A RoPE as a model's own is read, with its width told also where all channels turn; others as they are."""
-    if isinstance(encoding, PerLayer):
-        return encoding.map(lambda _, one: _with_width(one))
-    return dataclasses.replace(encoding, rotary_dim=encoding.width) if isinstance(encoding, RoPE) else encoding

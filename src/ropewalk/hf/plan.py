@@ -16,12 +16,13 @@ from torch import nn
 
 from ropewalk.encodings.base import Encoding
 from ropewalk.encodings.dope import DoPE
+from ropewalk.encodings.model_rotation import is_own_rotation
 from ropewalk.encodings.per_layer import PerLayer
 from ropewalk.errors import ArgumentError, DamagedFileError, MismatchedModelError, unknown_name
 from ropewalk.files import write_atomically
 from ropewalk.hf.card import plan_card
 from ropewalk.hf.fingerprint import ARCHITECTURE, FIELDS, describe
-from ropewalk.hf.handle import Handle
+from ropewalk.hf.handle import Handle, handle_of
 from ropewalk.hf.hub import first_line, one_line_hub_errors
 from ropewalk.hf.plan_file import FILE, find_plan, read_plan, write_plan
 from ropewalk.hf.seam import install
@@ -96,6 +97,9 @@ class Plan:
     def install(self, model: nn.Module, when: str | None = None, strict: bool = False) -> Handle:
         """Give a model the plan's encoding; the handle's `remove()` undoes it.
 
+        A model saved with RoPE installed, as `ropewalk train` does it, has the very rotation of its architecture: that
+        makes room for the plan.
+
         Args:
             model: the plan's model; one with other weights gets a warning, or is refused when `strict`.
             when: overrides the plan's.
@@ -107,16 +111,22 @@ class Plan:
         when = self.when if when is None else when
         _check_when(when)
         self._check_model(model, strict)
+        present = handle_of(model)
+        if present is not None and present.encoding is not None and is_own_rotation(model, present.encoding):
+            present.remove()
         return install(model, self.encoding, when=when, original_length=self.original_length)
 
     @contextmanager
     def installed(self, model: nn.Module, when: str | None = None, strict: bool = False) -> Iterator[nn.Module]:
         """`install` for the length of a with block; undone on exit, exception or not."""
+        present = handle_of(model)
         handle = self.install(model, when, strict)
         try:
             yield model
         finally:
             handle.remove()
+            if present is not None and present.encoding is not None:
+                install(model, present.encoding, **present.options)
 
     def save_pretrained(self, directory: str | Path, push_to_hub: bool = False, repo_id: str | None = None) -> None:
         """Write `plan.json` into a folder, made if missing; a reader or a crash never sees half of it.

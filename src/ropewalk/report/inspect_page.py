@@ -153,8 +153,16 @@ def _charts(found: Inspection) -> list[HeadChart]:
     size = found["shares.post_ntk.key"].shape[-1]
     usage = []
     if found.has_bands:
-        axes = {"x_title": "frequency number (0 = fastest)", "y_title": "mean 2-norm"}
-        usage.append(HeadChart("Frequency usage", "line", both("usage"), series=("queries", "keys"), **axes))
+        usage.append(
+            HeadChart(
+                "Frequency usage",
+                "line",
+                both("usage"),
+                series=("queries", "keys"),
+                x_title="frequency number (0 = fastest)",
+                y_title="mean 2-norm",
+            )
+        )
     charts = [
         HeadChart(
             "Where its attention goes", "line", found["sinks.by_place"], starts, x_title="token",
