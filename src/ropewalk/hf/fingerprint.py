@@ -89,6 +89,20 @@ def describe(model: nn.Module) -> dict[str, Any]:
     }
 
 
+def checked_description(model: Any) -> dict[str, Any]:
+    """A copy of what `describe` gave; anything else is refused with an ArgumentError."""
+    if not isinstance(model, dict):
+        raise ArgumentError("model", model, "should be what describe(model) gives")
+    for name in [*FIELDS.keys() - model.keys(), *model.keys() - FIELDS.keys()]:
+        what = "is missing" if name in FIELDS else "is unknown"
+        raise ArgumentError("model", name, f"{what}; it should be what describe(model) gives")
+    for name, kind in FIELDS.items():
+        value = model[name]
+        if value is not None and type(value) is not kind:
+            raise ArgumentError(f"model[{name!r}]", value, f"should be {kind.__name__} or None")
+    return dict(model)
+
+
 def _own_parameters(model: nn.Module) -> list[tuple[str, Tensor]]:
     ours = [path for path, module in model.named_modules() if type(module).__module__.startswith(_OURS)]
     return [

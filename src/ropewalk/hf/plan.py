@@ -21,7 +21,7 @@ from ropewalk.encodings.per_layer import PerLayer
 from ropewalk.errors import ArgumentError, DamagedFileError, MismatchedModelError, unknown_name
 from ropewalk.files import write_atomically
 from ropewalk.hf.card import plan_card
-from ropewalk.hf.fingerprint import ARCHITECTURE, FIELDS, describe
+from ropewalk.hf.fingerprint import ARCHITECTURE, checked_description, describe
 from ropewalk.hf.handle import Handle, handle_of
 from ropewalk.hf.hub import first_line, one_line_hub_errors
 from ropewalk.hf.plan_file import FILE, find_plan, read_plan, write_plan
@@ -60,7 +60,7 @@ class Plan:
     def __post_init__(self) -> None:
         if not isinstance(self.encoding, Encoding):
             raise ArgumentError("encoding", self.encoding, "give an encoding, such as DoPE(...) or RoPE(...)")
-        object.__setattr__(self, "model", _checked_description(self.model))
+        object.__setattr__(self, "model", checked_description(self.model))
         check_length("original_length", self.original_length)
         check_length("target_length", self.target_length)
         if self.target_length < self.original_length:
@@ -241,20 +241,6 @@ class Plan:
         if not isinstance(data["encoding"], dict):
             raise ArgumentError("encoding", data["encoding"], "should be what an encoding's to_dict() gives")
         return cls(**(data | {"encoding": Encoding.from_dict(data["encoding"])}))
-
-
-def _checked_description(model: Any) -> dict[str, Any]:
-    """A copy of what `describe` gives; anything else is refused."""
-    if not isinstance(model, dict):
-        raise ArgumentError("model", model, "should be what describe(model) gives")
-    for name in [*FIELDS.keys() - model.keys(), *model.keys() - FIELDS.keys()]:
-        what = "is missing" if name in FIELDS else "is unknown"
-        raise ArgumentError("model", name, f"{what}; it should be what describe(model) gives")
-    for name, kind in FIELDS.items():
-        value = model[name]
-        if value is not None and type(value) is not kind:
-            raise ArgumentError(f"model[{name!r}]", value, f"should be {kind.__name__} or None")
-    return dict(model)
 
 
 def _check_when(when: Any) -> None:
