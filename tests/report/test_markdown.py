@@ -33,7 +33,7 @@ def test_every_part_has_its_lines() -> None:
         "In report.html: All tried.",
         "## How this was made",
         "- command: `ropewalk train`\n- seeds: 0 to 2",
-        "All figures: summary.json.\n",
+        "Data: summary.json.\n",
     ]
 
 

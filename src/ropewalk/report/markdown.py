@@ -44,6 +44,6 @@ def _lines(part: Part) -> list[str]:
     if isinstance(part, Reproduce):
         return [f"- command: `{part.command}`", *(f"- {name}: {fact}" for name, fact in part.facts.items()), ""]
     if isinstance(part, Download):
-        return [f"All figures: {part.name}.", ""]
+        return [f"Data: {part.name}.", ""]
     title = getattr(part, "title", "")
     return [f"In report.html: {title}.", ""] if title else []
