@@ -38,5 +38,6 @@ else:
     names = ("rope", "pope-uniform")
     compare(Comparison(recipe(**parse_changes(given.changes)), Echo(), names, 1, given.out), use_cpu=not given.sharded)
 if given.sharded:
-    print("sharded", state.AcceleratorState().distributed_type.value)
+    # One write, line's end included, so that two processes' lines don't get into each other.
+    print(f"sharded {state.AcceleratorState().distributed_type.value}\n", end="", flush=True)
 PartialState().destroy_process_group()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 
 from ropewalk.errors import ArgumentError
@@ -25,6 +26,7 @@ def t_cdf(t: float, df: float) -> float:
     return 1.0 - tail if t > 0 else tail
 
 
+@functools.lru_cache(maxsize=4096)  # a summary of many cells asks for the same few thousands of times
 def t_quantile(p: float, df: float) -> float:
     """The t with P(T <= t) = p, for 0 < p < 1, by bisection on the tail down to neighbouring floats."""
     if not 0 < p < 1:
