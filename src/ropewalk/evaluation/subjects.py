@@ -18,7 +18,7 @@ from ropewalk.evaluation.candidates import is_rope, rotation_to_stretch
 from ropewalk.files import one_line_errors
 from ropewalk.hf.fingerprint import describe, learned_fingerprint
 from ropewalk.hf.handle import handle_of
-from ropewalk.hf.loading import load, load_model
+from ropewalk.hf.loading import load, load_model, model_folder
 from ropewalk.hf.reach import check_reach, reach
 from ropewalk.tasks.characters import tokenizer_of
 from ropewalk.tasks.language import CHARACTERS, Language
@@ -157,9 +157,7 @@ class TrainedRun:
 
 def _load(source: str, trusted: bool) -> tuple[Any, Any, TrainedRun | None]:
     """(model, tokenizer, the run it is from)."""
-    folder = Path(source).expanduser()
-    if not (folder / "config.json").is_file() and (folder / "model" / "config.json").is_file():
-        folder = folder / "model"
+    folder = model_folder(Path(source).expanduser())
     run = run_of(folder) if folder.is_dir() else None
     if run is None or any((folder / name).is_file() for name in _TOKENIZER_FILES):
         _check_tokenizer(folder, source)

