@@ -13,6 +13,7 @@ from tests.evaluation.tiny_models import tiny
 from tests.tasks.tokenizers import byte_tokenizer
 
 from ropewalk.analysis.measure import measure
+from ropewalk.encodings.absolute import Learned
 from ropewalk.encodings.alibi import ALiBi
 from ropewalk.encodings.base import Encoding
 from ropewalk.encodings.dope import DoPE
@@ -151,6 +152,15 @@ def test_a_model_without_rope_has_no_plan_but_plain(changed: dict[str, Any], pla
     said = str(caught.value)
     assert plan in said and str(folder) in said and "pope" in said and "\n" not in said
     assert not Cells(tmp_path / "out").cells and not (tmp_path / "out" / "statistics").exists()
+
+
+def test_a_length_past_a_table_of_positions_is_refused_before_anything_is_measured(tmp_path: Path) -> None:
+    folder = saved_with(tmp_path, Learned(64, 250))
+    with pytest.raises(ArgumentError, match="has positions for 250 tokens, 251 are wanted"):
+        swept(folder, tmp_path / "out", plans=["plain"], lengths=[220, 251])
+    assert not Cells(tmp_path / "out").cells
+    _, found = swept(folder, tmp_path / "out", plans=["plain"], lengths=[220, 250])
+    assert len(found["plain"]) == 4
 
 
 def test_an_encoding_for_long_inputs_alone_is_refused(tmp_path: Path) -> None:

@@ -20,7 +20,8 @@ from ropewalk.evaluation.score import Answer
 from ropewalk.evaluation.search import Pick
 from ropewalk.evaluation.sweep_config import build_config
 from ropewalk.evaluation.sweep_run import Outcome
-from ropewalk.report.sweep import header, model_card, rows, title, to_dict, verdict, write_report
+from ropewalk.report import sweep
+from ropewalk.report.sweep import cell_lines, header, model_card, rows, title, to_dict, verdict, write_report
 
 CONFIG = build_config({"models": "m<script>", "plans": ["plain", "yarn"], "tasks": "needle", "lengths": [300, 400]})
 PLANS = {"plain": 1.0, "yarn": 0.5, "a|b <script>alert(1)</script>": 1.5}
@@ -153,6 +154,21 @@ def test_every_compared_answer_is_in_the_page_to_be_saved(tmp_path: Path) -> Non
     assert [Answer.from_dict(answer) for answer in last["answers"]] == cells.answers(held[-1])
     assert last["answers"][0]["generated"] == SAID and last["seed"] == 7
     assert "cells.jsonl" in (tmp_path / "summary.md").read_text()
+
+
+def test_cells_too_many_for_a_page_lie_beside_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    outcome, cells = made(tmp_path / "cells")
+    size = len(cell_lines(outcome, cells))
+    for most, is_inside in ((size, True), (size - 1, False)):
+        monkeypatch.setattr(sweep, "MOST_INSIDE", most)
+        (tmp_path / str(most)).mkdir()
+        write_report(outcome, cells, "x", tmp_path / str(most))
+        text = (tmp_path / str(most) / "report.html").read_text()
+        names = [a.attributes["download"] for a in parsed(text).all("a") if "download" in a.attributes]
+        beside = tmp_path / str(most) / "cells.jsonl"
+        assert ("cells.jsonl" in names) == is_inside != beside.exists()
+        assert "cells.jsonl" in text
+    assert beside.read_text() == cell_lines(outcome, cells)
 
 
 def test_no_text_becomes_markup_in_the_page(tmp_path: Path) -> None:

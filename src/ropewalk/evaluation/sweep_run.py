@@ -18,6 +18,7 @@ from ropewalk.evaluation.plans import Target, build_plan, check_plans, distinct
 from ropewalk.evaluation.search import Pick, best_of, search_plan
 from ropewalk.evaluation.sweep_config import PLAIN, ModelEntry, SweepConfig
 from ropewalk.hf.loading import load_model
+from ropewalk.hf.reach import check_reach, encoding_reach
 from ropewalk.hf.seam import check_install
 from ropewalk.tasks.haystack import Text, draw_window, read_text
 from ropewalk.tasks.prompts import REPORT_FIRST
@@ -141,7 +142,8 @@ def _calibrates(config: SweepConfig) -> bool:
 
 
 def _checked(config: SweepConfig, loaded: Loaded, length: int, text: Text | None) -> Job:
-    """The job of one length, after making sure that its prompts and its calibration text can be had."""
+    """The job of one length, after making sure that the model's positions, prompts and calibration text reach it."""
+    check_reach(loaded.entry.name, encoding_reach(loaded.saved.encoding), "lengths", length, length)
     dtype = str(next(loaded.model.parameters()).dtype).removeprefix("torch.")
     job = job_of(config, loaded.entry.name, loaded.saved.about, dtype, length)
     check_prompts(job, loaded.tokenizer, report_indices(config))

@@ -24,6 +24,9 @@ from ropewalk.report.sweep_maps import maps
 
 # Of the plans that are best somewhere, that many are named in the verdict.
 _NAMED = 3
+# Cells of more characters (of ASCII) would make a page slow to open and to pass on; they lie beside it.
+MOST_INSIDE = 8 * 1024 * 1024
+_CELLS = "cells.jsonl"
 _ONE_DRAW = "[one draw: no interval]"
 _HOW = (
     "Brackets are 95 % intervals; prompts, not questions, count as independent, and all prompts of one many-shot "
@@ -35,11 +38,17 @@ _HOW = (
 
 
 def write_report(outcome: Outcome, cells: Cells, command: str, folder: Path, more: Sequence[Part] = ()) -> None:
-    """Write summary.md, summary.json, card.md and report.html, each whole or not at all; `more` stands on the pages."""
+    """Write summary.md, summary.json, card.md and report.html, each whole or not at all; `more` stands on the pages.
+
+    The page has all cells in it; those of more than 8 MiB are a cells.jsonl beside it.
+    """
+    lines = cell_lines(outcome, cells)
+    if len(lines) > MOST_INSIDE:
+        write_atomically(folder / _CELLS, lines)
     content = json.dumps(to_dict(outcome, command), indent=2, allow_nan=False) + "\n"
     write_atomically(folder / "summary.json", content)
     write_atomically(folder / "card.md", model_card(outcome, command))
-    write_pages(page(outcome, cells, command, content, more), folder)
+    write_pages(page(outcome, cells, command, content, lines, more), folder)
 
 
 def header(comparison: Comparison) -> tuple[str, ...]:
@@ -104,8 +113,8 @@ def model_card(outcome: Outcome, command: str) -> str:
     return card(f"Sweep: {', '.join(models)}", about, figures, models[0] if len(models) == 1 else None)
 
 
-def page(outcome: Outcome, cells: Cells, command: str, raw: str, more: Sequence[Part] = ()) -> Page:
-    """The page; `raw` is the summary's JSON, to be downloaded, `more` what else it shows, before how it was made."""
+def page(outcome: Outcome, cells: Cells, command: str, raw: str, lines: str, more: Sequence[Part] = ()) -> Page:
+    """The page; to be downloaded are `raw`, the summary's JSON, and `lines`, the cells. `more` it shows before that."""
     parts: list[Part] = [Paragraph(_HOW)]
     for comparison in outcome.comparisons:
         parts += [Section(title(comparison)), Table(header(comparison), rows(comparison))]
@@ -119,12 +128,15 @@ def page(outcome: Outcome, cells: Cells, command: str, raw: str, more: Sequence[
             parts.append(Table(("plan", "mean answer NLL"), _tried(pick)))
     parts += [*more, Section("How this was made"), Reproduce(command, facts(outcome))]
     parts.append(Download("summary.json", raw.encode(), "application/json"))
-    parts.append(Download("cells.jsonl", cell_lines(outcome, cells), "application/jsonl"))
+    if len(lines) > MOST_INSIDE:
+        parts.append(Paragraph(f"Every cell, with its answers, is in {_CELLS} beside this page."))
+    else:
+        parts.append(Download(_CELLS, lines.encode(), "application/jsonl"))
     models = ", ".join(entry.name for entry in outcome.config.models)
     return Page(f"Sweep: {models}", verdict(outcome), parts)
 
 
-def cell_lines(outcome: Outcome, cells: Cells) -> bytes:
+def cell_lines(outcome: Outcome, cells: Cells) -> str:
     """Every cell that plans were compared on as JSON lines: what it is of, its figures and its answers."""
     lines = []
     for (model, task, length), found in outcome.cells.items():
@@ -136,7 +148,7 @@ def cell_lines(outcome: Outcome, cells: Cells) -> bytes:
                 figures = {name: getattr(cell, name) for name in ("prompt", "n", "right", "nll", "seconds", "key")}
                 answers = [answer.to_dict() for answer in cells.answers(cell)]
                 lines.append(json.dumps(of | figures | {"answers": answers}, allow_nan=False) + "\n")
-    return "".join(lines).encode()
+    return "".join(lines)
 
 
 def facts(outcome: Outcome) -> dict[str, str]:
