@@ -14,7 +14,7 @@ from ropewalk.evaluation.store import read_records
 from ropewalk.report.figures import draw_by_depth
 from ropewalk.report.markdown import table_lines
 from ropewalk.report.marks import COLOURS
-from ropewalk.report.summary import nll, right, signed
+from ropewalk.report.summary import difference, nll, right
 
 Answers = dict[str, list[Answer]]
 STAGES = {"rules": "Search: length rules", "dope": "Search: DoPE plans", "final": "Judged on fresh prompts"}
@@ -86,7 +86,7 @@ def _table(by_name: Answers, is_judgement: bool) -> list[str]:
         if rule:
             same = {answer.prompt for answer in found}
             baseline = [answer for answer in by_name[rule] if answer.prompt in same]
-            row.append("" if name == rule else signed(paired_difference(found, baseline)))
+            row.append("" if name == rule else difference(paired_difference(found, baseline)))
         rows.append(row)
     return table_lines(header, rows)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import dataclasses
 import json
 from pathlib import Path
 
@@ -87,6 +88,14 @@ def test_heat_maps_by_depth_have_an_arm_a_row() -> None:
     assert found == pytest.approx([0.95 + 0.3 * (i - 4.5) / 10 for i in range(10)], abs=0.006)
     best = min(nll.all("td"), key=lambda cell: float(cell.text.replace("–", "9")))
     assert "Bright is good" in nll.text and best.attributes["class"] == "c63"
+
+
+def test_nothing_right_is_dark_whatever_the_rest_is() -> None:
+    made = outcome(plain=2.2, rule=0.95, dope=0.60)
+    made.final = {name: [dataclasses.replace(a, is_exact=False) for a in found] for name, found in made.final.items()}
+    made.at_original = [dataclasses.replace(a, is_exact=False) for a in made.at_original]
+    right, _ = page(made).all("figure", "maps")
+    assert {cell.attributes["class"] for cell in right.all("td") if cell.text != "–"} == {"c0"}
 
 
 def test_every_answer_is_beside_the_others_to_the_same_question() -> None:

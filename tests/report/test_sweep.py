@@ -113,8 +113,9 @@ def test_the_verdict_counts_under_how_many_conditions_each_is_best() -> None:
 def test_one_prompt_has_no_interval_and_nothing_asked_no_share(tmp_path: Path) -> None:
     outcome, _ = made(tmp_path / "one", prompts=1, asks=False)
     plain, yarn, _ = rows(outcome.comparisons[0])
-    assert plain[1] == "–" and plain[2] == "1.000 [one draw: no interval]"
-    assert yarn[3] == "-0.500 [one draw: no interval]"
+    assert header(outcome.comparisons[0]) == ("plan", "NLL, nats a token", "against plain", "against yarn")
+    assert plain[1] == "1.000 [one draw: no interval]"
+    assert yarn[2] == "-0.500 [one draw: no interval]" and len(yarn) == 4
     assert title(outcome.comparisons[0]).endswith("1 prompt")
 
 

@@ -17,6 +17,7 @@ from ropewalk.report.figures import finish
 from ropewalk.report.markdown import write_pages
 from ropewalk.report.marks import line_style
 from ropewalk.report.page import Download, Page, Paragraph, Part, Picture, Reproduce, Section, Table
+from ropewalk.report.rounded import signed
 
 _PICTURE = "downstream.png"
 HEADER = ("model", "questions", "right", "points above the first", "p (Holm)")
@@ -47,8 +48,8 @@ def rows(group: Group) -> list[tuple[str, ...]]:
         compared = ("", "")
         if against is not None:
             d = against.difference
-            interval = "" if math.isinf(d.high) else f" [{100 * d.low:+.1f}, {100 * d.high:+.1f}]"
-            compared = (f"{100 * d.mean:+.1f}{interval}", f"{against.p:.2g}")
+            interval = "" if math.isinf(d.high) else f" [{signed(100 * d.low, 1)}, {signed(100 * d.high, 1)}]"
+            compared = (f"{signed(100 * d.mean, 1)}{interval}", f"{against.p:.2g}")
         found.append((name, f"{share.right.n:,}", right(share), *compared))
     return found
 

@@ -14,6 +14,7 @@ from ropewalk.evaluation.calibration import FILE
 from ropewalk.extend import Outcome
 from ropewalk.files import one_line_errors
 from ropewalk.report.figures import DEPTH, by_depth
+from ropewalk.report.heat_maps import SHARES
 from ropewalk.report.markdown import write_pages
 from ropewalk.report.page import (
     Download,
@@ -137,6 +138,7 @@ def _by_depth(outcome: Outcome) -> list[Part]:
                 unit,
                 low_is_good=which == 1,
                 caption="Bright is good." if which == 1 else "",
+                limits=SHARES if which == 0 else (),
             )
         )
     return maps

@@ -11,6 +11,8 @@ from ropewalk.report.markup import Markup, element
 
 # With more columns than this the cells are small, and their numbers show below the map, one at a time.
 MOST_PRINTED_COLUMNS = 16
+# The limits of shares: none and all have the same colours in every map.
+SHARES = (0.0, 1.0)
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from torch import Tensor
 from ropewalk.analysis.inspection import FORMAT, FORMAT_VERSION, SIDES, Inspection
 from ropewalk.analysis.scores import scores
 from ropewalk.analysis.statistics import rank_correlation
+from ropewalk.report.rounded import signed
 
 # A head is called a sink from this mean share of attention on, the threshold of Gu et al., arXiv 2410.10781.
 SINK = 0.3
@@ -168,7 +169,7 @@ def _plain(value: Tensor) -> int | float:
 
 def _correlation(found: Inspection, name: str, r: int | None, side: str, stage: str) -> str:
     value = rank_correlation(found.score(name, r, side, stage), found["sinks.largest"])
-    return "–" if math.isnan(value) else f"{value:+.2f}"
+    return "–" if math.isnan(value) else signed(value, 2)
 
 
 def _agreement(found: Inspection) -> str:
@@ -185,8 +186,8 @@ def _agreement(found: Inspection) -> str:
     tells = "goes with the size of a head's sink" if abs(own) >= RELATED else "hardly tells sinks from other heads"
     most = max((name for name, value in related.items() if not math.isnan(value)), key=lambda name: abs(related[name]))
     return (
-        f"The spectral norm of keys, DoPE's score, {tells} (rank correlation {own:+.2f} over {largest.numel()} heads); "
-        f"of all scores the {most} goes with it most ({related[most]:+.2f})."
+        f"The spectral norm of keys, DoPE's score, {tells} (rank correlation {signed(own, 2)} over {largest.numel()} "
+        f"heads); of all scores the {most} goes with it most ({signed(related[most], 2)})."
     )
 
 

@@ -19,6 +19,7 @@ from ropewalk.report.figures import finish
 from ropewalk.report.markdown import write_pages
 from ropewalk.report.marks import line_style
 from ropewalk.report.page import Download, Page, Paragraph, Part, Picture, Reproduce, Section, Table
+from ropewalk.report.rounded import signed
 from ropewalk.tasks.books import WHOLE
 
 _PICTURE = "perplexity.png"
@@ -196,8 +197,8 @@ def _perplexity(nats: Estimate | None) -> str:
 def _signed(nats: Estimate | None) -> str:
     if nats is None:
         return ""
-    mean = f"{nats.mean:+.3f}"
-    return mean if math.isinf(nats.high) else f"{mean} [{nats.low:+.3f}, {nats.high:+.3f}]"
+    mean = signed(nats.mean)
+    return mean if math.isinf(nats.high) else f"{mean} [{signed(nats.low)}, {signed(nats.high)}]"
 
 
 def _counted(number: int, thing: str) -> str:

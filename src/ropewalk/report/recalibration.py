@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ from ropewalk.report.figures import finish
 from ropewalk.report.markdown import write_pages
 from ropewalk.report.marks import COLOURS
 from ropewalk.report.page import Download, Page, Paragraph, Part, Picture, Reproduce, Section, Table
+from ropewalk.report.rounded import rounded, signed
 from ropewalk.training.folder import RunFolder
 from ropewalk.training.held_out import HeldOut
 from ropewalk.training.recalibration import Outcome, Recalibration
@@ -35,7 +36,7 @@ def rows(outcome: Outcome) -> list[tuple[str, ...]]:
         del found[1]
     lines = []
     for name, held in found:
-        change = "" if held is outcome.as_it_was else _estimate(held.against(outcome.as_it_was, 1), signed=True)
+        change = "" if held is outcome.as_it_was else _estimate(held.against(outcome.as_it_was, 1), signed)
         lengths = [_estimate(held.at(k)) for k in _multiples(outcome)]
         lines.append((name, _number(held.validation), *lengths, change))
     return lines
@@ -51,7 +52,7 @@ def verdict(wanted: Recalibration, outcome: Outcome) -> str:
         return f"A loss isn't a number, so nothing can be said about {effort}."
     if outcome.recovered is None:
         kept = "The encoding is as it was" if wanted.encoding == OWN else f"Swapping to {outcome.encoding} cost nothing"
-        change = f"{after.mean - before.mean:+.3f} nats a token at {wanted.length:,} tokens"
+        change = f"{signed(after.mean - before.mean)} nats a token at {wanted.length:,} tokens"
         return f"{kept}; {effort} changed the loss by {change}, from {before.mean:.3f} to {after.mean:.3f}."
     cost = f"{swapped.mean - before.mean:.3f} nats a token at {wanted.length:,} tokens"
     back = f"{outcome.recovered:.0%} of it: {after.mean:.3f} against {before.mean:.3f} before"
@@ -152,10 +153,9 @@ def _number(value: float | None) -> str:
     return "not a number" if value is None else f"{value:.3f}"
 
 
-def _estimate(found: Estimate | None, signed: bool = False) -> str:
+def _estimate(found: Estimate | None, text: Callable[[float], str] = rounded) -> str:
     """A mean with its interval; a single window has none."""
     if found is None:
         return "–"
-    sign = "+" if signed else ""
-    interval = f" ({found.low:{sign}.3f} to {found.high:{sign}.3f})" if found.is_clustered else ""
-    return f"{found.mean:{sign}.3f}{interval}"
+    interval = f" ({text(found.low)} to {text(found.high)})" if found.is_clustered else ""
+    return f"{text(found.mean)}{interval}"

@@ -18,6 +18,7 @@ from ropewalk.evaluation.score import (
     proportion_interval,
 )
 from ropewalk.extend import LEAST_GAIN, Outcome, is_gain
+from ropewalk.report.rounded import rounded, signed
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,7 @@ def final_rows(outcome: Outcome) -> list[Row]:
     for arm in _arms(outcome):
         answers = outcome.final[arm.name]
         is_reference = arm == outcome.best_rule
-        against = "" if is_reference else signed(outcome.against(arm, _best_rule(outcome)))
+        against = "" if is_reference else difference(outcome.against(arm, _best_rule(outcome)))
         rows.append(Row(arm.name, right(answers), nll(answers), against))
     return rows
 
@@ -65,30 +66,31 @@ def verdict(outcome: Outcome) -> str:
     assert dope is not None and outcome.plain is not None
     rule_gain = outcome.against(rule, outcome.plain)
     if rule_gain.is_better:
-        over = f"the rule itself is better than plain beyond chance ({signed(rule_gain)})"
+        over = f"the rule itself is better than plain beyond chance ({difference(rule_gain)})"
     elif rule_gain.is_worse:
-        over = f"the rule is worse than plain beyond chance ({signed(rule_gain)}): use neither at this length"
+        over = f"the rule is worse than plain beyond chance ({difference(rule_gain)}): use neither at this length"
     else:
-        over = f"nor is the rule better than plain beyond chance ({signed(rule_gain)})"
+        over = f"nor is the rule better than plain beyond chance ({difference(rule_gain)})"
     if dope.name not in outcome.final:
         return (
             f"No DoPE plan tried was ahead of the best length rule, {rule.name}, in the search (the best of them, "
-            f"{dope.name}: answer NLL {signed(outcome.in_search())}), so none was judged; {over}; the rule is saved."
+            f"{dope.name}: answer NLL {difference(outcome.in_search())}), so none was judged; {over}; the rule is "
+            "saved."
         )
-    difference = outcome.against(dope, rule)
+    gain = outcome.against(dope, rule)
     prompts = len({a.prompt for a in outcome.final[rule.name]})
-    figures = f"answer NLL {signed(difference)} on {prompts} prompts that no choice had seen"
+    figures = f"answer NLL {difference(gain)} on {prompts} prompts that no choice had seen"
     if outcome.winner == dope:
         return f"{dope.name} is better than the best length rule, {rule.name}, beyond chance ({figures}): it is saved."
-    if difference.is_better and not is_gain(difference):
+    if gain.is_better and not is_gain(gain):
         return (
             f"{dope.name} is better than the best length rule, {rule.name}, beyond chance ({figures}), but by less "
             f"than {LEAST_GAIN} nats, too little to matter; the rule is saved."
         )
-    if difference.is_better:
+    if gain.is_better:
         return (
             f"{dope.name} is better than the best length rule, {rule.name} ({figures}), but not than plain "
-            f"({signed(outcome.against(dope, outcome.plain))}) beyond chance; the rule is saved."
+            f"({difference(outcome.against(dope, outcome.plain))}) beyond chance; the rule is saved."
         )
     return (
         f"No DoPE plan tried is better than the best length rule, {rule.name}, beyond chance (the best of them, "
@@ -194,15 +196,15 @@ def nll(answers: Sequence[Answer]) -> str:
     return f"{estimate.mean:.3f} {_interval(estimate)}"
 
 
-def signed(paired: PairedDifference) -> str:
+def difference(paired: PairedDifference) -> str:
     """'-0.350 [-0.410, -0.290]'."""
-    return f"{paired.difference.mean:+.3f} {_interval(paired.difference)}"
+    return f"{signed(paired.difference.mean)} {_interval(paired.difference)}"
 
 
 def _interval(estimate: Estimate) -> str:
     if math.isinf(estimate.high):
         return "[one value: no interval]"
-    return f"[{estimate.low:.3f}, {estimate.high:.3f}]{_mark(estimate)}"
+    return f"[{rounded(estimate.low)}, {rounded(estimate.high)}]{_mark(estimate)}"
 
 
 def _mark(estimate: Estimate) -> str:

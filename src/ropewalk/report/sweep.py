@@ -20,6 +20,7 @@ from ropewalk.files import write_atomically
 from ropewalk.hf.card import Figure, card, plain
 from ropewalk.report.markdown import write_pages
 from ropewalk.report.page import Download, Page, Paragraph, Part, Reproduce, Section, Table
+from ropewalk.report.rounded import rounded, signed
 from ropewalk.report.sweep_maps import maps
 
 # Of the plans that are best somewhere, that many are named in the verdict.
@@ -54,7 +55,8 @@ def write_report(outcome: Outcome, cells: Cells, command: str, folder: Path, mor
 def header(comparison: Comparison) -> tuple[str, ...]:
     """The columns of a comparison's table."""
     against = tuple(f"against {name}" for name in comparison.baselines)
-    return ("plan", "answers right", "NLL, nats a token", *against)
+    asked = ("answers right",) if _asks(comparison) else ()
+    return ("plan", *asked, "NLL, nats a token", *against)
 
 
 def rows(comparison: Comparison) -> list[tuple[str, ...]]:
@@ -168,9 +170,14 @@ def _figure(row: Row, task: str, metric: str, estimate: Estimate) -> Figure:
 
 
 def _cells(comparison: Comparison, row: Row) -> tuple[str, ...]:
-    right = "–" if row.right is None else _share(row.right)
+    right = [_share(row.right)] if row.right is not None else []
     against = [_difference(row.against.get(name)) for name in comparison.baselines]
-    return (row.plan, right, f"{row.nll.mean:.3f} {_interval(row.nll, 0.0)}", *against)
+    return (row.plan, *right, f"{row.nll.mean:.3f} {_interval(row.nll, 0.0)}", *against)
+
+
+def _asks(comparison: Comparison) -> bool:
+    """Whether a condition's task has questions: all its plans have the same prompts."""
+    return any(row.right is not None for row in comparison.rows)
 
 
 def _share(right: Estimate) -> str:
@@ -183,13 +190,13 @@ def _difference(against: Against | None) -> str:
         return ""
     mark = " better" if against.is_better else " worse" if against.is_worse else ""
     p = f", p {against.adjusted:.2g}" if against.difference.is_clustered else ""
-    return f"{against.difference.mean:+.3f} {_interval(against.difference)}{p}{mark}"
+    return f"{signed(against.difference.mean)} {_interval(against.difference)}{p}{mark}"
 
 
 def _interval(estimate: Estimate, least: float = -math.inf) -> str:
     if math.isinf(estimate.high):
         return _ONE_DRAW
-    return f"[{max(least, estimate.low):.3f}, {estimate.high:.3f}]"
+    return f"[{rounded(max(least, estimate.low))}, {rounded(estimate.high)}]"
 
 
 def _against_all(outcome: Outcome, baseline: str | None, name: str) -> str:

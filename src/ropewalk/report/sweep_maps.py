@@ -8,6 +8,7 @@ from ropewalk.evaluation.cells import Cell, Cells
 from ropewalk.evaluation.compare import Comparison
 from ropewalk.evaluation.score import Answer
 from ropewalk.evaluation.sweep_run import Outcome
+from ropewalk.report.heat_maps import SHARES
 from ropewalk.report.page import Folded, HeatMaps, Part
 from ropewalk.tasks.prompts import NOWHERE
 
@@ -43,15 +44,14 @@ def maps(outcome: Outcome, cells: Cells) -> list[Part]:
 def _figures(
     heading: str, lengths: Sequence[int], depths: Sequence[float], panels: _Panels, shown: Sequence[str]
 ) -> list[Part]:
-    """A figure of the maps that are shown and, out of sight, one of the others; both on one scale of colours."""
+    """A figure of the maps that are shown and, out of sight, one of the others."""
     names = ["nowhere" if depth == NOWHERE else f"{depth:.2f}" for depth in depths]
     rows = [f"{n:,}" for n in lengths]
-    shares = [v for values in panels.values() for row in values for v in row if v is not None]
 
     def figure(title: str, plans: Sequence[str], caption: str = "") -> HeatMaps:
-        those, limits = {plan: panels[plan] for plan in plans}, (min(shares), max(shares))
+        those = {plan: panels[plan] for plan in plans}
         unit = "share of right answers"
-        return HeatMaps(title, "tokens", rows, "depth", names, those, unit, caption=caption, limits=limits)
+        return HeatMaps(title, "tokens", rows, "depth", names, those, unit, caption=caption, limits=SHARES)
 
     rest = [plan for plan in panels if plan not in shown]
     if not rest:
