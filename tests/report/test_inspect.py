@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import dataclasses
 import io
+import itertools
 import json
 import re
 from pathlib import Path
@@ -24,9 +25,9 @@ from ropewalk.hf import install
 from ropewalk.hf.plan import Plan
 from ropewalk.report import head_figures
 from ropewalk.report.inspect import (
-    AGREEMENT_HEADER,
     SINK,
     TOP_HEADER,
+    agreement_header,
     agreement_rows,
     facts,
     named_scores,
@@ -113,13 +114,16 @@ def test_agreement_is_spearmans_of_every_score(found: Inspection, polar: Inspect
     assert [row[0] for row in rows] == [label for label, _, _ in named_scores(found)] and len(rows) == 9
     sinks = found["sinks.largest"].flatten().tolist()
     for (_, name, r), row in zip(named_scores(found), rows, strict=True):
-        assert len(row) == len(AGREEMENT_HEADER)
+        assert len(row) == len(agreement_header(found))
         for cell, (side, stage) in zip(
             row[1:], [(side, stage) for stage in ("post_ntk", "pre_ntk") for side in ("query", "key")], strict=True
         ):
             expected = spearman(found.score(name, r, side, stage).flatten().tolist(), sinks)
             assert float(cell) == pytest.approx(expected, abs=0.0051)
-    assert all(row[3:] == ("–", "–") for row in agreement_rows(polar))
+    before = ("queries before rotation", "keys before rotation")
+    assert agreement_header(found) == ("score", "queries", "keys", *before)
+    # Nothing of PoPE's vectors is measured before its phases, so nothing of it is shown.
+    assert agreement_header(polar) == ("score", "queries", "keys") and {len(r) for r in agreement_rows(polar)} == {3}
 
 
 def test_the_json_has_every_head_and_how_it_was_measured(found: Inspection) -> None:
@@ -162,6 +166,30 @@ def test_no_title_is_cut_off(found: Inspection, polar: Inspection, name: str, ha
     for title in titles:
         box = title.get_window_extent()
         assert box.x0 >= 0 and box.x1 <= figure.bbox.x1 and box.y1 <= figure.bbox.y1, title.get_text()
+
+
+@pytest.mark.parametrize("name", head_figures._PICTURES)
+def test_numbers_along_the_axes_are_apart_and_count_columns_whole(
+    found: Inspection, polar: Inspection, name: str
+) -> None:
+    narrow = {}
+    for measured in ("cone.measured.query", "cone.measured.key"):
+        flat = torch.linspace(110.0, 250.0, found[measured].numel())  # no power of ten among them
+        narrow |= {
+            measured: flat.reshape(found[measured].shape),
+            measured.replace("measured", "bound"): flat.reshape(found[measured].shape) / 9,
+        }
+    shown = polar if name == "delta" else dataclasses.replace(found, tensors={**found.tensors, **narrow})
+    figure = head_figures._PICTURES[name](shown)
+    figure.draw_without_rendering()
+    for axes in figure.axes:
+        drawn = [label for label in axes.xaxis.get_ticklabels(which="both") if label.get_text()]
+        low, high = sorted(axes.get_xlim())
+        drawn = [label for label in drawn if low <= label.get_position()[0] <= high]
+        boxes = sorted((label.get_window_extent() for label in drawn), key=lambda box: box.x0)
+        assert all(left.x1 <= right.x0 for left, right in itertools.pairwise(boxes)), axes.get_title()
+        if axes.images and axes.get_xlabel() != "token":
+            assert all(re.fullmatch("[0-9]+", label.get_text()) for label in drawn), axes.get_title()
 
 
 def test_a_tokens_text_stays_text(found: Inspection) -> None:

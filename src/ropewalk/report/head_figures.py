@@ -120,10 +120,10 @@ def cone(found: Inspection) -> Any:
     """DoPE's bound against the eigenvalue that it bounds, where that says anything; None without bands."""
     if not found.has_bands:
         return None
-    from matplotlib.ticker import PercentFormatter
+    from matplotlib.ticker import NullFormatter, PercentFormatter
 
     figure, (left, right) = _panels(1, 2, (10.0, 4.2))
-    low, high = math.inf, 0.0
+    low, high, least = math.inf, 0.0, math.inf
     for side in SIDES:
         bound, measured = (found[f"cone.{name}.{side}"] for name in ("bound", "measured"))
         holds = (bound > 0) & (measured > 0)
@@ -134,11 +134,15 @@ def cone(found: Inspection) -> Any:
             label=label, rasterized=True,
         )  # fmt: skip
         low, high = min([low, *measured[holds].tolist()]), max([high, *measured[holds].tolist()])
+        least = min([least, *bound[holds].tolist()])
         share = (found[f"cone.gamma.{side}"] < math.pi / 2).double().mean((0, 1))
         right.plot(share.numpy(), marker=mark, color=colour, markersize=4, linewidth=1.2, label=_PLURAL[side])
     if high > 0:
         left.plot([low, high], [low, high], color="black", linewidth=1, linestyle="--", label="bound = measured")
-        left.set(xscale="log", yscale="log")
+        # From one power of ten to another, so that there are two ticks at least and none between them needs a label.
+        left.set(xscale="log", yscale="log", xlim=_powers(low, high), ylim=_powers(min(least, low), high))
+        for axis in (left.xaxis, left.yaxis):
+            axis.set_minor_formatter(NullFormatter())
         left.legend(frameon=False, fontsize=8)
     finish(left, "measured largest eigenvalue of the band", "N βmin² |k|² cos² γ")
     left.set_title("the cone bound, where all tokens lie in a cone", fontsize=9)
@@ -214,6 +218,12 @@ def _panels(rows: int, columns: int, size: tuple[float, float]) -> tuple[Any, li
     return figure, list(figure.subplots(rows, columns, squeeze=False).flat)
 
 
+def _powers(low: float, high: float) -> tuple[float, float]:
+    """The powers of ten around two numbers, never the same."""
+    below = math.floor(math.log10(low))
+    return 10.0**below, 10.0 ** max(math.ceil(math.log10(high)), below + 1)
+
+
 def _height(rows: int, each: float = 0.13) -> float:
     """Inches for a map of so many rows."""
     return min(max(2.6, 1.4 + each * rows), 12.0)
@@ -228,12 +238,15 @@ def _map(
     bounds: tuple[float | None, float | None] = (None, None),
 ) -> Any:
     """A heat map whose rows are named, with its scale beside it, which is returned."""
+    from matplotlib.ticker import MaxNLocator
+
     # Pixels in an SVG too: a square a cell would make large files.
     image = axes.imshow(
         values.numpy(), aspect="auto", cmap=_MAP, vmin=bounds[0], vmax=bounds[1], interpolation="nearest"
     )
     step = max(1, math.ceil(len(rows) / 16))
     axes.set_yticks(range(0, len(rows), step), [str(rows[i]) for i in range(0, len(rows), step)])
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))  # columns are counted, however few they are
     axes.set_title(title, fontsize=9)
     axes.tick_params(labelsize=8)
     bar = figure.colorbar(image, ax=axes, pad=0.02)

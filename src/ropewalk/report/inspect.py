@@ -33,7 +33,7 @@ TOP_HEADER = (
     "layer.head", "largest sink", "token", "first token", "first few",
     "spectral norm q", "spectral norm k", "matrix entropy q", "matrix entropy k",
 )  # fmt: skip
-AGREEMENT_HEADER = ("score", "queries", "keys", "queries before rotation", "keys before rotation")
+_STAGES = {"post_ntk": "", "pre_ntk": " before rotation"}
 
 
 def named_scores(found: Inspection) -> list[tuple[str, str, int | None]]:
@@ -98,14 +98,20 @@ def top_rows(found: Inspection, number: int = TOP) -> list[tuple[str, ...]]:
     ]
 
 
+def agreement_header(found: Inspection) -> tuple[str, ...]:
+    """The score, and a column a side for each stage that was measured."""
+    stages = [words for stage, words in _STAGES.items() if stage in found.stages]
+    return ("score", *(f"{plural}{words}" for words in stages for plural in ("queries", "keys")))
+
+
 def agreement_rows(found: Inspection) -> list[tuple[str, ...]]:
-    """Cells under `AGREEMENT_HEADER`: each score's rank correlation with the largest sink mass, over all heads."""
+    """Cells under `agreement_header`: each score's rank correlation with the largest sink mass, over all heads."""
     rows = []
     for label, name, r in named_scores(found):
         cells = []
-        for stage in ("post_ntk", "pre_ntk"):
+        for stage in (stage for stage in _STAGES if stage in found.stages):
             for side in SIDES:
-                known = stage in found.stages and (r or 0) <= found[f"shares.{stage}.{side}"].shape[-1]
+                known = (r or 0) <= found[f"shares.{stage}.{side}"].shape[-1]
                 cells.append(_correlation(found, name, r, side, stage) if known else "–")
         rows.append((label, *cells))
     return rows

@@ -12,8 +12,8 @@ from ropewalk.analysis.inspection import SIDES, Inspection
 from ropewalk.files import one_line_errors, write_atomically
 from ropewalk.report.head_figures import draw_heads
 from ropewalk.report.inspect import (
-    AGREEMENT_HEADER,
     TOP_HEADER,
+    agreement_header,
     agreement_rows,
     facts,
     named_scores,
@@ -97,7 +97,7 @@ def head_parts(found: Inspection) -> list[Part]:
             "order, -1 the opposite, 0 none. A key head's score counts for each query head that reads it."
         ),
         Table(
-            AGREEMENT_HEADER,
+            agreement_header(found),
             agreement_rows(found),
             "Spearman's rank correlation with the largest sink mass; in brackets how many eigenvalues a score looks at",
         ),
