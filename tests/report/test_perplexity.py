@@ -116,7 +116,7 @@ def test_the_verdict_says_whether_the_lowest_stands_out() -> None:
     assert verdict(found) == (
         "At 128 tokens, 2 times 64, nope has a perplexity of 3.30, 1.22 times its own at 64, the lowest of 3; "
         "rope has a perplexity of 4.48, 1.65 times its own. "
-        f"It is lower than the first, rope, beyond chance (p = {against:.2g}) "
+        f"nope is lower than the first, rope, beyond chance (p = {against:.2g}) "
         f"and not lower than the next, pope, beyond chance (p = {p:.2g}). "
         "p is corrected for the number of comparisons (Holm)."
     )
@@ -126,10 +126,10 @@ def test_the_verdict_is_short_where_the_first_is_the_lowest_or_the_next() -> Non
     first = compared(("rope", WINDOWS), ("pope", shifted(0.3)))
     p = first.against["pope"].adjusted
     assert verdict(first).startswith("At 128 tokens, 2 times 64, rope has a perplexity of 4.48")
-    said = f"the lowest of 2. It is lower than the next, pope, beyond chance (p = {p:.2g}). p is"
+    said = f"the lowest of 2. rope is lower than the next, pope, beyond chance (p = {p:.2g}). p is"
     assert said in verdict(first) and "first" not in verdict(first)
     following = compared(("rope", WINDOWS), ("pope", shifted(-0.001)))
-    assert "It is not lower than the first, rope, beyond chance (p = 0.9" in verdict(following)
+    assert "pope is not lower than the first, rope, beyond chance (p = 0.9" in verdict(following)
     assert "next" not in verdict(following)
 
 
@@ -137,7 +137,7 @@ def test_the_verdict_of_one_model_or_one_window_claims_nothing() -> None:
     assert verdict(compared(("rope", WINDOWS))) == (
         "At 128 tokens, 2 times 64, rope has a perplexity of 4.48, 1.65 times its own at 64."
     )
-    assert "It is not lower than the next, pope, beyond chance (p = 1)" in verdict(study(windows=1))
+    assert "rope is not lower than the next, pope, beyond chance (p = 1)" in verdict(study(windows=1))
 
 
 def test_the_page_has_a_corrected_p_for_each_other_model() -> None:

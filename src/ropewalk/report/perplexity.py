@@ -69,7 +69,7 @@ def verdict(study: Study) -> str:
     best = next(curve for curve in curves if curve.arm.name == found.lowest)
     said += f"{_at_the_end(best)} its own at {start}, the lowest of {len(curves)}"
     said += "." if best is curves[0] else f"; {_at_the_end(curves[0])} its own."
-    return f"{said} It is {' and '.join(_apart(study, found))}. p is corrected for the number of comparisons (Holm)."
+    return f"{said} {found.lowest} is {' and '.join(_apart(study, found))}. p is corrected for the number of comparisons (Holm)."
 
 
 def facts(study: Study) -> dict[str, str]:
