@@ -69,7 +69,8 @@ def verdict(study: Study) -> str:
     best = next(curve for curve in curves if curve.arm.name == found.lowest)
     said += f"{_at_the_end(best)} its own at {start}, the lowest of {len(curves)}"
     said += "." if best is curves[0] else f"; {_at_the_end(curves[0])} its own."
-    return f"{said} {found.lowest} is {' and '.join(_apart(study, found))}. p is corrected for the number of comparisons (Holm)."
+    apart = f"{found.lowest} is {' and '.join(_apart(study, found))}"
+    return f"{said} {apart}. p is corrected for the number of comparisons (Holm)."
 
 
 def facts(study: Study) -> dict[str, str]:
