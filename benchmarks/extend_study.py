@@ -27,6 +27,7 @@ from ropewalk.evaluation.candidates import (
     rotation_to_stretch,
     rule_candidates,
 )
+from ropewalk.evaluation.identity import identity
 from ropewalk.evaluation.read import Reader
 from ropewalk.evaluation.score import Answer
 from ropewalk.evaluation.store import Store
@@ -48,7 +49,7 @@ class Condition:
         self.length = length
         self.job = Job(length, self.own_length, read_text("kjv"), setting=setting)
         self.search_text, self.final_text, _ = prepared_text(self.job, tokenizer)
-        self.store = Store(out / f"{length}-{setting}.jsonl", self.job.settings(about))
+        self.store = Store(out / f"{length}-{setting}.jsonl", self.job.settings(about, identity(model, tokenizer)))
         self.sweep = Sweep(Reader(model, tokenizer), self.store, on_done=_say)
 
     def search(self, rules: int, plans: int) -> None:

@@ -27,6 +27,7 @@ from ropewalk.evaluation.compare import compare
 from ropewalk.evaluation.engines.local import Local
 from ropewalk.evaluation.grid import Job, Measured, Unit
 from ropewalk.evaluation.halves import Windows
+from ropewalk.evaluation.identity import identity
 from ropewalk.evaluation.read import Reader
 from ropewalk.evaluation.score import Answer
 from ropewalk.evaluation.search import Pick
@@ -57,7 +58,7 @@ def main() -> None:
             studied = {s: Condition(model, tokenizer, length, s, options.records) for s in SETTINGS}
             first, others = studied["original"].arms()
             plans, entries = [*first, *others], _needles(studied)
-            content = {name: about[name] for name in ("name", "fingerprint")} | {"dtype": "float32"}
+            content = {"name": about["name"], **identity(model, tokenizer)}
             for unit in Job(MODEL, content, length, entries).units(plans, indices):
                 _take(cells, unit, studied)
             if number == 0:

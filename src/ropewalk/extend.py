@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -68,10 +68,10 @@ class Job:
         if self.budget <= 0:
             raise ArgumentError("budget", self.budget, "must be above 0 seconds")
 
-    def settings(self, model: dict[str, Any]) -> dict[str, Any]:
-        """What must be the same for a run to go on, the model as `describe` tells it; the budget may grow."""
+    def settings(self, model: Mapping[str, Any], identity: Mapping[str, str | None]) -> dict[str, Any]:
+        """What must be the same for a run to go on, `model` being what `describe` tells; the budget may grow."""
         return {
-            "model": {name: model[name] for name in ("name", "revision", "fingerprint")},
+            "model": {name: model[name] for name in ("name", "revision", "fingerprint")} | dict(identity),
             "text": self.text.to_dict(),
             "target_length": self.target_length,
             "original_length": self.original_length,

@@ -13,6 +13,7 @@ from ropewalk.evaluation.as_saved import as_saved
 from ropewalk.evaluation.cells import Cells
 from ropewalk.evaluation.engines.local import Local
 from ropewalk.evaluation.grid import Job, Unit, job_of
+from ropewalk.evaluation.identity import identity
 from ropewalk.evaluation.plans import Target, build_plan
 from ropewalk.evaluation.read import Reader
 from ropewalk.evaluation.sweep_config import ModelEntry, SweepConfig, build_config
@@ -59,17 +60,17 @@ class LocalNeedles:
         self.model, self.tokenizer = load_model(str(folder))
         self.saved = as_saved(self.model, str(folder))
         self.about = self.saved.about
-        self.fingerprint = self.about["fingerprint"]
+        self.identity = identity(self.model, self.tokenizer)
         self.text = text
 
     def config(self, content: Any) -> SweepConfig:
         return build_config(filled(content, self.folder))
 
     def target(self, config: SweepConfig, cells: Cells) -> Target:
-        return Target(self.model, self.tokenizer, self.saved, 128, config.lengths[0], self.text, cells)
+        return Target(self.model, self.tokenizer, self.saved, self.identity, 128, config.lengths[0], self.text, cells)
 
     def job(self, config: SweepConfig) -> Job:
-        return job_of(config, str(self.folder), self.about, "float32", config.lengths[0])
+        return job_of(config, str(self.folder), self.identity, config.lengths[0])
 
     def units(self, content: Any, cells: Cells | None = None) -> list[Unit]:
         config = self.config(content)

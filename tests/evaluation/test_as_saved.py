@@ -212,7 +212,7 @@ def test_workers_of_a_cluster_take_models_as_a_sweep_does(tmp_path: Path) -> Non
             return Local(Reader(found.model, found.tokenizer), cells)
 
         run_sweep(build_config(filled(content, folder)), cells, engine_of)
-    worker = _Worker(ModelEntry(str(folder)), seen[0].saved.about["fingerprint"], torch.get_num_threads())
+    worker = _Worker(ModelEntry(str(folder)), seen[0].identity, torch.get_num_threads())
     assert handle_of(worker._reader.model) is None
 
 

@@ -43,6 +43,7 @@ def extend_model(
     from ropewalk.cli.progress import Watch
     from ropewalk.errors import unknown_name
     from ropewalk.evaluation.as_saved import as_saved
+    from ropewalk.evaluation.identity import identity
     from ropewalk.evaluation.store import Store
     from ropewalk.extend import Job, extend, prepared_text
     from ropewalk.hf.loading import load_model
@@ -67,7 +68,7 @@ def extend_model(
         budget=seconds,
     )
     prepared_text(job, tokenizer)
-    with Store(folder / "results.jsonl", job.settings(about)) as store:
+    with Store(folder / "results.jsonl", job.settings(about, identity(loaded, tokenizer))) as store:
         tell_damage(console, store)
         spent = sum(record.get("seconds", 0.0) for record in store.records())
         with Watch(console, seconds, spent).shown() as watch:

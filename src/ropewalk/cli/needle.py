@@ -32,8 +32,10 @@ def measure_needles(
 ) -> None:
     """Hide numbers in a long text and ask the model for them."""
     from ropewalk.errors import ArgumentError
+    from ropewalk.evaluation.identity import identity
     from ropewalk.evaluation.read import Reader
     from ropewalk.hf.fingerprint import describe
+    from ropewalk.hf.handle import handle_of
     from ropewalk.hf.loading import load_model
     from ropewalk.hf.plan import Plan
     from ropewalk.hf.reach import check_reach, reach
@@ -58,8 +60,10 @@ def measure_needles(
     )
     task.prompts(tokenizer, min(prompts, 1))  # what can't be built is refused before anything is written
     console = plain_console()
-    encoding = saved.encoding.to_dict() if saved else None
-    settings = {"model": about["fingerprint"], "encoding": encoding, "task": task.to_dict()}
+    handle = handle_of(loaded)
+    encoding = saved.encoding if saved else handle.encoding if handle else None
+    content = None if encoding is None else encoding.to_dict()
+    settings = {"model": identity(loaded, tokenizer), "encoding": content, "task": task.to_dict()}
     with saved.installed(loaded, when="always") if saved else nullcontext():
         answers = _answers(Reader(loaded, tokenizer), task, prompts, out, settings, console)
     _print(console, answers, f"{model}, {task.length:,} tokens, {'with' if saved else 'without'} a plan")

@@ -76,8 +76,7 @@ def _engine_of(ray: Any, cells: Cells, workers: int, watch: Any) -> Any:
             return Local(Reader(loaded.model, loaded.tokenizer), cells, watch.start, watch.done)
         from ropewalk.evaluation.engines.ray import RayEngine
 
-        fingerprint = loaded.saved.about["fingerprint"]
-        return RayEngine(ray, loaded.entry, fingerprint, cells, workers, watch.start, watch.done)
+        return RayEngine(ray, loaded.entry, loaded.identity, cells, workers, watch.start, watch.done)
 
     return make
 

@@ -35,8 +35,7 @@ class Arm:
         """What is measured, whatever it is called: weights and encoding, 16 hex digits."""
         encoding = self.encoding or self.subject.encoding
         held = [
-            self.subject.about["fingerprint"],
-            self.subject.learned,
+            dict(self.subject.identity),
             None if encoding is None else encoding.to_dict(),
         ]
         return hashlib.sha256(json.dumps(held, sort_keys=True).encode()).hexdigest()[:16]

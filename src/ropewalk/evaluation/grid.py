@@ -129,14 +129,13 @@ class Job:
         return found
 
 
-def job_of(config: SweepConfig, model: str, about: Mapping[str, Any], dtype: str, length: int) -> Job:
+def job_of(config: SweepConfig, model: str, content: Mapping[str, Any], length: int) -> Job:
     """The job of one length; raises ArgumentError for a task that can't be had at it.
 
     Args:
-        about: what `describe` tells of the model.
-        dtype: of its weights, as answers depend on it.
+        model: what the user calls it.
+        content: what its cells are named by: its own name and its `identity`.
     """
-    content = {"name": about["name"], "fingerprint": about["fingerprint"], "dtype": dtype}
     seeds = config.seeds
     tasks = [(entry, seed, build_task(entry, length, seed, seeds)) for seed in seeds for entry in config.tasks]
     return Job(model, content, length, tuple(tasks))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -38,7 +38,8 @@ _WINDOW, _POLL = 0.37, 0.5
 
 @dataclass(frozen=True)
 class Target:
-    """A loaded model, to be made to read `length` tokens; `saved` is what `as_saved` tells of it.
+    """A loaded model, to be made to read `length` tokens; `saved` is what `as_saved` tells of it, and
+    `identity` what its answers depend on.
 
     text: what head statistics are measured on, None where no plan needs any. cells: the sweep's folder, where they are
     kept. calibrating: called before they are measured.
@@ -47,6 +48,7 @@ class Target:
     model: nn.Module
     tokenizer: Any
     saved: AsSaved
+    identity: Mapping[str, str | None]
     original_length: int
     length: int
     text: Text | None
@@ -112,8 +114,7 @@ def head_statistics(rule: Encoding, target: Target) -> Statistics:
     """
     assert target.text is not None
     depends_on = {
-        "model": target.saved.about["fingerprint"],
-        "dtype": str(next(target.model.parameters()).dtype),
+        "model": dict(target.identity),
         "length": target.length,
         "rule": rule.to_dict(),
         "text": target.text.fingerprint,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +15,9 @@ from ropewalk.encodings.per_layer import PerLayer
 from ropewalk.encodings.rope import RoPE
 from ropewalk.errors import ArgumentError, DamagedFileError, UnsupportedModelError
 from ropewalk.evaluation.candidates import is_rope, rotation_to_stretch
+from ropewalk.evaluation.identity import identity
 from ropewalk.files import one_line_errors
-from ropewalk.hf.fingerprint import describe, learned_fingerprint
+from ropewalk.hf.fingerprint import describe
 from ropewalk.hf.handle import handle_of
 from ropewalk.hf.loading import load, load_model, model_folder
 from ropewalk.hf.reach import check_reach, reach
@@ -41,7 +42,7 @@ class Subject:
         trained_text: SHA-256 of the text that it was trained on, where that is known.
         about: what `describe` tells.
         encoding: the one it was saved with, if any.
-        learned: SHA-256 of what that encoding learned; empty for nothing.
+        identity: what its answers depend on but for the encoding, as `identity` tells.
         rotation: the RoPE by which it turns; None for a model that doesn't, or whose encoding is another.
         stretched: which layers a length rule is for.
         longest: tokens that it can read, where its encoding ends; None for no end.
@@ -55,7 +56,7 @@ class Subject:
     trained_text: str | None
     about: dict[str, Any]
     encoding: Encoding | None
-    learned: str
+    identity: Mapping[str, str | None]
     rotation: RoPE | PerLayer | None
     stretched: Callable[[int], bool]
     longest: int | None
@@ -138,7 +139,7 @@ class Subjects:
             trained_text=None if run is None else run.text,
             about=about,
             encoding=encoding,
-            learned=learned_fingerprint(model),
+            identity=identity(model, tokenizer),
             rotation=rotation,
             stretched=stretched,
             longest=reach(model),

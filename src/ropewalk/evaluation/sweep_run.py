@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,6 +14,7 @@ from ropewalk.evaluation.cells import Cell, Cells
 from ropewalk.evaluation.compare import Comparison, compare
 from ropewalk.evaluation.content import prompts_a_draw, reference
 from ropewalk.evaluation.grid import Engine, Job, Unit, check_prompts, job_of
+from ropewalk.evaluation.identity import identity
 from ropewalk.evaluation.plans import Target, build_plan, check_plans, distinct
 from ropewalk.evaluation.search import Pick, best_of, search_plan
 from ropewalk.evaluation.sweep_config import PLAIN, ModelEntry, SweepConfig
@@ -42,12 +43,13 @@ class Watch:
 
 @dataclass(frozen=True)
 class Loaded:
-    """A model in memory, with what `as_saved` tells of it."""
+    """A model in memory, with what `as_saved` tells of it and its `identity`."""
 
     entry: ModelEntry
     model: Any
     tokenizer: Any
     saved: AsSaved
+    identity: Mapping[str, str | None]
 
 
 @dataclass
@@ -77,7 +79,8 @@ def run_sweep(
     text = read_text(config.calibration) if _calibrates(config) else None
     for entry in config.models:
         model, tokenizer = load_model(entry.name, dtype=entry.dtype, revision=entry.revision)
-        loaded = Loaded(entry, model, tokenizer, as_saved(model, entry.name))
+        saved = as_saved(model, entry.name)
+        loaded = Loaded(entry, model, tokenizer, saved, identity(model, tokenizer))
         check_plans(config, entry.name, loaded.saved)
         outcome.models.append(loaded.saved.about)
         jobs = [_checked(config, loaded, length, text) for length in config.lengths]
@@ -144,8 +147,7 @@ def _calibrates(config: SweepConfig) -> bool:
 def _checked(config: SweepConfig, loaded: Loaded, length: int, text: Text | None) -> Job:
     """The job of one length, after making sure that the model's positions, prompts and calibration text reach it."""
     check_reach(loaded.entry.name, encoding_reach(loaded.saved.encoding), "lengths", length, length)
-    dtype = str(next(loaded.model.parameters()).dtype).removeprefix("torch.")
-    job = job_of(config, loaded.entry.name, loaded.saved.about, dtype, length)
+    job = job_of(config, loaded.entry.name, {"name": loaded.saved.about["name"], **loaded.identity}, length)
     check_prompts(job, loaded.tokenizer, report_indices(config))
     if config.search.trials or len([plan for plan in config.plans if plan.is_rule]) > 1:
         check_prompts(job, loaded.tokenizer, range(config.search.prompts))
@@ -163,4 +165,6 @@ def _target(config: SweepConfig, loaded: Loaded, length: int, text: Text | None,
     def calibrating() -> None:
         watch.calibrating(loaded.entry.name, length)
 
-    return Target(loaded.model, loaded.tokenizer, loaded.saved, original, length, text, cells, calibrating)
+    return Target(
+        loaded.model, loaded.tokenizer, loaded.saved, loaded.identity, original, length, text, cells, calibrating
+    )

@@ -23,6 +23,10 @@ class Characters:
     def __len__(self) -> int:
         return 1 + len(self.alphabet)
 
+    def get_vocab(self) -> dict[str, int]:
+        """Each character's token."""
+        return dict(self._places)
+
     def __call__(self, text: str, **_: Any) -> dict[str, list[int]]:
         """{"input_ids": a token for each character}; nothing is added, whatever else is asked for."""
         return {"input_ids": [self._places.get(character, self.unk_token_id) for character in text]}

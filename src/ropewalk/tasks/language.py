@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import itertools
+import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -74,8 +75,8 @@ class Language(SequenceTask):
 
     def dataset(self, split: str) -> Dataset:
         check_split(split)
-        spelling = CHARACTERS if self.tokenizer == CHARACTERS else _fingerprint(tokenizer_named(self.tokenizer))
-        depends_on = {"sha256": self.sha256, "spelling": spelling, "length": self.length, "split": split}
+        spelled = CHARACTERS if self.tokenizer == CHARACTERS else spelling(tokenizer_named(self.tokenizer))
+        depends_on = {"sha256": self.sha256, "spelling": spelled, "length": self.length, "split": split}
         source = {"text": self.text, "tokenizer": self.tokenizer, "characters": self.characters}
         remedy = f"its {split} part is too short for {self.length} tokens; give a longer text, or a shorter length"
         return sequences(_rows, self.vocabulary_size, ArgumentError("text", self.text, remedy), **source, **depends_on)
@@ -133,8 +134,12 @@ def tokenizer_named(name: str) -> PreTrainedTokenizerBase:
     return loaded
 
 
-def _fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
-    """A SHA-256 (hex) of how a tokenizer spells."""
+def spelling(tokenizer: PreTrainedTokenizerBase) -> str:
+    """A SHA-256 (hex) of how a tokenizer spells; a length to cut or fill up to, set by a call before, doesn't count."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
-    rules = backend.to_str() if backend is not None else repr(sorted(tokenizer.get_vocab().items()))
+    if backend is None:
+        rules = repr(sorted(tokenizer.get_vocab().items()))
+    else:
+        held = json.loads(backend.to_str())
+        rules = json.dumps({name: rule for name, rule in held.items() if name not in ("truncation", "padding")})
     return hashlib.sha256(rules.encode("utf-8", "surrogatepass")).hexdigest()

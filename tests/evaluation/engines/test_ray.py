@@ -45,7 +45,7 @@ def test_a_killed_worker_loses_nothing_and_nothing_is_there_twice(ray: Any, tmp_
                 killed.append(engine.pids[int(threading.current_thread().name.split()[-1])])
                 os.kill(killed[0], signal.SIGKILL)
 
-        engine = RayEngine(ray, needles.entry, needles.fingerprint, cells, workers=2, on_done=done)
+        engine = RayEngine(ray, needles.entry, needles.identity, cells, workers=2, on_done=done)
         engine.run(units)
         assert killed
         keys = [key for unit in units for key in unit.keys]

@@ -12,7 +12,7 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from ropewalk.errors import ArgumentError, RopewalkError
@@ -59,7 +59,7 @@ class RayEngine:
     Args:
         ray: from `connected`.
         entry: the model, under a name by which every machine of the cluster finds it.
-        fingerprint: of the model here; a worker that finds other weights under that name is refused.
+        identity: of the model here; a worker that finds another one under that name is refused.
         workers: how many; 0 for one a machine.
         on_start, on_done: as `Local` calls them.
     """
@@ -68,13 +68,13 @@ class RayEngine:
         self,
         ray: Any,
         entry: ModelEntry,
-        fingerprint: str | None,
+        identity: Mapping[str, str | None],
         cells: Cells,
         workers: int = 0,
         on_start: Callable[[Unit], None] = lambda _: None,
         on_done: Callable[[Unit, int, Cell], None] = lambda *_: None,
     ):
-        self._ray, self._entry, self._fingerprint, self._cells = ray, entry, fingerprint, cells
+        self._ray, self._entry, self._identity, self._cells = ray, entry, dict(identity), cells
         self._on_start, self._on_done = on_start, on_done
         machines = [node for node in ray.nodes() if node["Alive"]]
         self._workers = workers or len(machines)
@@ -146,7 +146,7 @@ class RayEngine:
             return self._alive[place]
         if place not in self._starting:
             made = self._ray.remote(_Worker).options(max_restarts=0, **self._share)
-            worker = made.remote(self._entry, self._fingerprint, int(self._share["num_cpus"]))
+            worker = made.remote(self._entry, self._identity, int(self._share["num_cpus"]))
             self._starting[place] = worker, worker.pid.remote()
         worker, pid = self._starting[place]
         if not self._ray.wait([pid], timeout=POLL)[0]:
@@ -221,20 +221,21 @@ class _Run:
 class _Worker:
     """A model in a process of the cluster."""
 
-    def __init__(self, entry: ModelEntry, fingerprint: str | None, threads: int):
+    def __init__(self, entry: ModelEntry, wanted: Mapping[str, str | None], threads: int):
         import torch
 
         from ropewalk.evaluation.as_saved import as_saved
+        from ropewalk.evaluation.identity import differing, identity
         from ropewalk.evaluation.read import Reader
         from ropewalk.hf.loading import load_model
 
         torch.set_num_threads(threads)
         with _plain_errors():
             model, tokenizer = load_model(entry.name, dtype=entry.dtype, revision=entry.revision)
-            saved = as_saved(model, entry.name)
-        if saved.about["fingerprint"] != fingerprint:
-            where = socket.gethostname()
-            raise RopewalkError(f"{entry.name} has other weights on {where}; give all machines the same model")
+            as_saved(model, entry.name)
+        if others := differing(wanted, identity(model, tokenizer)):
+            where = f"{entry.name} has another {' and '.join(others)} on {socket.gethostname()}"
+            raise RopewalkError(f"{where}; give all machines the same model")
         self._reader = Reader(model, tokenizer)
 
     def pid(self) -> int:
