@@ -9,9 +9,19 @@ from tests.evaluation.tiny_models import WINDOW, tiny
 from tests.tasks.tokenizers import byte_tokenizer, story
 from torch import nn
 
+from ropewalk.encodings.alibi import ALiBi
 from ropewalk.encodings.base import Encoding
+from ropewalk.encodings.dape import DAPE
+from ropewalk.encodings.dape_v2 import DAPEv2
 from ropewalk.encodings.dope import DoPE
+from ropewalk.encodings.fire import FIRE
+from ropewalk.encodings.kerple import KERPLE
+from ropewalk.encodings.pope import PoPE
 from ropewalk.encodings.rope import RoPE
+from ropewalk.encodings.rope_plus_plus import RoPEPlusPlus
+from ropewalk.encodings.self_extend import SelfExtend
+from ropewalk.encodings.t5 import T5Bias
+from ropewalk.encodings.xpos import XPos
 from ropewalk.evaluation import read as read_module
 from ropewalk.evaluation.read import Reader
 from ropewalk.evaluation.score import Answer
@@ -63,6 +73,44 @@ def test_answers_are_those_of_a_fresh_model_for_each_question(family: str, with_
             )
             assert answer.generated == tokenizer.decode(said[0, whole_prompt.shape[1] :])
             assert answer.is_exact == (said[0, whole_prompt.shape[1] :].tolist() == list(question.answer_ids))
+
+
+ASKED: dict[str, tuple[Encoding, bool]] = {
+    "rope": (RoPE(16), True),
+    "pope": (PoPE(16, 2), True),
+    "rope++": (RoPEPlusPlus(RoPE(16)), True),
+    "alibi": (ALiBi(4), True),
+    "t5": (T5Bias(4), True),
+    "kerple": (KERPLE(4), True),
+    "fire": (FIRE(4), True),
+    "dape": (DAPE(4, KERPLE(4)), True),
+    "dape_v2 of one key": (DAPEv2(4, KERPLE(4), kernel=1), True),
+    "dape_v2": (DAPEv2(4, KERPLE(4)), False),
+    "self_extend": (SelfExtend(RoPE(16), window=32), True),
+    "xpos": (XPos(16), True),
+}
+
+
+@pytest.mark.parametrize("name", ASKED)
+def test_questions_side_by_side_are_blind_to_each_other_under_every_encoding(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encoding, is_packed = ASKED[name]
+    model = tiny("Llama")
+    prompt = TASK.prompts(byte_tokenizer(), 1)[0]
+    with installed(model, encoding):
+        torch.manual_seed(0)
+        for path, parameter in model.named_parameters():
+            if "position_encoding" in path:
+                parameter.data.normal_(std=0.3)
+        reader = Reader(model, byte_tokenizer())
+        cache = reader.read(prompt.haystack_ids)
+        assert read_module.can_pack(model, cache) == is_packed
+        found = reader.questions(prompt, TASK.setting, cache)
+        monkeypatch.setattr(read_module, "can_pack", lambda *_: False)
+        alone = reader.questions(prompt, TASK.setting, cache)
+    assert [answer.generated for answer in found] == [answer.generated for answer in alone]
+    assert [answer.nll for answer in found] == pytest.approx([answer.nll for answer in alone], abs=1e-5)
 
 
 class Parrot(nn.Module):

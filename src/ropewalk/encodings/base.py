@@ -194,7 +194,12 @@ class BiasModule(EncodingModule):
 
 
 class ScoreModule(EncodingModule):
-    """The module of a kind that needs the scores themselves, or several of them: attention asks it block by block."""
+    """The module of a kind that needs the scores themselves, or several of them: attention asks it block by block.
+
+    mixes_keys: whether a score depends on the keys beside its own too, so that their order in memory counts.
+    """
+
+    mixes_keys: bool = False
 
     def keys(self, k: Tensor, of_keys: Tensor) -> tuple[Tensor, ...]:
         """What `scores` needs of the keys k (B, G, M, d) at positions (1, M) or (B, M); each (B, G, M, ·)."""

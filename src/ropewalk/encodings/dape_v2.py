@@ -67,6 +67,7 @@ class DAPEv2Module(ScoreModule):
         super().__init__()
         self.encoding = encoding
         self.bias = None if encoding.inner is None else bias_module(encoding.inner)
+        self.mixes_keys = encoding.kernel > 1
         heads, hidden, window = encoding.num_heads, encoding.hidden, (1, encoding.kernel)
         maps = heads if self.bias is None else 2 * heads
         self.first = torch.nn.Conv2d(maps, hidden, window, dtype=torch.float32)

@@ -14,13 +14,19 @@ import torch
 from torch import Tensor, nn
 from transformers.cache_utils import DynamicCache
 
+from ropewalk.encodings.base import ScoreModule
 from ropewalk.evaluation.forkable import ForkableLayer, fork
 
 
 def can_pack(model: nn.Module, cache: DynamicCache) -> bool:
-    """Whether the model's attention takes a mask of our own and every layer of its cache keeps all tokens."""
+    """Whether the model's attention takes a mask of our own and every layer of its cache keeps all tokens.
+
+    And no score may mix keys that lie side by side: those of another question lie between the haystack's and its own.
+    """
     config: Any = model.config
     takes_mask = getattr(config, "_attn_implementation", None) in ("eager", "sdpa")
+    if any(isinstance(module, ScoreModule) and module.mixes_keys for module in model.modules()):
+        return False
     return takes_mask and all(isinstance(layer, ForkableLayer) for layer in cache.layers)
 
 
