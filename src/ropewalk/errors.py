@@ -23,6 +23,17 @@ class ArgumentError(RopewalkError):
         return type(self), (self.argument, self.value, self.remedy)
 
 
+class TooShortError(ArgumentError):
+    """A length in which a prompt has no room; `needed` tokens would do for it, which the text says too."""
+
+    def __init__(self, argument: str, value: int, reason: str, needed: int):
+        super().__init__(argument, value, f"{reason}; use at least {needed}")
+        self.reason, self.needed = reason, needed
+
+    def __reduce__(self) -> tuple[type[TooShortError], tuple[str, int, str, int]]:  # type: ignore[override]
+        return type(self), (self.argument, self.value, self.reason, self.needed)
+
+
 class UnsupportedModelError(RopewalkError, TypeError):
     """A model whose attention the seam can't serve; says which part and why."""
 

@@ -118,7 +118,7 @@ def test_a_damaged_line_is_named_and_measured_again(
     capsys.readouterr()
     assert main(["sweep", file, "--out", str(out)]) == OK
     printed = capsys.readouterr().out
-    assert f"skipped: cells/{lines.name} line 5: is damaged" in printed and "1 damaged lines in all" in printed
+    assert f"skipped: cells/{lines.name} line 5: is damaged" in printed and "1 damaged line in all" in printed
     assert len(Cells(out).cells) == 1
 
 

@@ -59,6 +59,15 @@ def test_what_is_put_is_read_back(tmp_path: Path) -> None:
     assert not again.damaged and again.duplicates == 0
 
 
+def test_every_cell_is_on_the_disk_before_the_next_begins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with Cells(tmp_path) as cells:
+        put(cells, 1000)
+        synced: list[int] = []
+        monkeypatch.setattr(os, "fsync", synced.append)
+        put(cells, 1001, 1002)
+    assert len(synced) == 2
+
+
 def test_a_task_that_asks_nothing_has_a_likelihood_alone(tmp_path: Path) -> None:
     with Cells(tmp_path) as cells:
         cell = cells.put(cell_key(*OF, 1000), OF, 1000, [], 0.5, nll=2.5)
@@ -140,7 +149,7 @@ def test_a_line_that_is_no_cell_spoils_no_other(tmp_path: Path, text: bytes) -> 
     assert [damage.line for damage in again.damaged] == [4] and "fields" in str(again.damaged[0])
 
 
-def test_a_file_of_another_version_is_refused_and_one_without_a_header_left_out(tmp_path: Path) -> None:
+def test_a_file_of_another_version_is_refused_and_one_of_another_kind_left_out(tmp_path: Path) -> None:
     with Cells(tmp_path) as cells:
         put(cells, 1000)
     lines = lines_of(tmp_path)
@@ -148,10 +157,21 @@ def test_a_file_of_another_version_is_refused_and_one_without_a_header_left_out(
     with pytest.raises(ArgumentError, match="version 2 of the format") as caught:
         Cells(tmp_path)
     assert "\n" not in str(caught.value)
-    for first in (b"garbage\n", b'{"format":"other"}\n', b"[1]\n"):
-        rewrite(tmp_path, [first, *lines[1:]])
-        again = Cells(tmp_path)
-        assert again.cells == {} and [d.line for d in again.damaged] == [1]
+    rewrite(tmp_path, [b'{"format":"other"}\n', *lines[1:]])
+    again = Cells(tmp_path)
+    assert again.cells == {} and [d.line for d in again.damaged] == [1] and "left out" in str(again.damaged[0])
+
+
+@pytest.mark.parametrize("first", [b"garbage\n", b"[1]\n", b'{"format": "rope\n', b"\x00\xff\n"])
+def test_a_damaged_header_costs_no_cell(tmp_path: Path, first: bytes) -> None:
+    with Cells(tmp_path) as cells:
+        put(cells, 1000, 1001)
+    rewrite(tmp_path, [first, *lines_of(tmp_path)[1:]])
+    again = Cells(tmp_path)
+    assert {key: again.answers(cell) for key, cell in again.cells.items()} == {
+        key: answers(cell.prompt) for key, cell in cells.cells.items()
+    }
+    assert [str(damage)[-18:] for damage in again.damaged] == ["line 1: is damaged"]
 
 
 def test_a_full_disk_leaves_the_file_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -66,9 +66,19 @@ def test_one_prompt_has_no_interval_and_no_p() -> None:
     one = np.array([1.0])
     assert math.isinf(mean_of(one, one).high) and not mean_of(one, one).is_clustered
     assert difference_of(one, np.array([2.0]), one)[1] == 1.0
-    assert share_of(one, np.array([2.0])).mean == 0.5
+    share = share_of(one, np.array([2.0]))
+    assert (share.mean, share.low, share.high) == (0.5, 0.0, 1.0)
     assert difference_of(np.ones(3), np.ones(3), np.ones(3))[1] == 1.0
-    assert difference_of(np.zeros(3), np.ones(3), np.ones(3))[1] == 0.0
+
+
+@pytest.mark.parametrize(("k", "has_interval"), [(2, False), (5, False), (6, True), (9, True)])
+def test_a_difference_without_any_spread_is_as_certain_as_its_prompts_are_many(k: int, has_interval: bool) -> None:
+    found, p = difference_of(np.zeros(k), np.ones(k), np.ones(k))
+    assert p == 2 / 2**k and found.mean == -1.0
+    assert (found.low, found.high) == ((-1.0, -1.0) if has_interval else (-math.inf, math.inf))
+    answers = [[Answer(f"p{i}", "s", 0.0, "k", "e", nll, True, "") for i in range(k)] for nll in (0.0, 1.0)]
+    paired = paired_difference(*answers)
+    assert (paired.p_t, paired.p_permutation) == (p, p) and paired.is_better == has_interval
 
 
 def cell(plan: str, prompt: int, nll: float, right: int | None = 1, task: str = "t") -> Cell:
@@ -90,9 +100,10 @@ def test_rows_are_paired_on_shared_prompts_and_corrected_for_their_number() -> N
     }  # fmt: skip
     assert good.against["plain"].is_better and not good.against["plain"].is_worse and plain.against["good"].is_worse
     assert short.against["plain"].difference.n == 6 and short.prompts == 3 and good.prompts == 6
-    # Two plans are compared with plain: the smaller p counts twice, the larger is at least that.
+    # Two plans are compared with plain: the smaller p counts twice, the larger once, and is at least the other's.
     assert good.against["plain"].adjusted == pytest.approx(2 * good.against["plain"].p)
-    assert short.against["plain"].adjusted >= short.against["plain"].p
+    assert short.against["plain"].p > good.against["plain"].adjusted
+    assert short.against["plain"].adjusted == short.against["plain"].p
     assert plain.right is not None and plain.right.mean == 0.5 and plain.right.n == 12
     assert comparison.row("good") == good and comparison.row("x") is None
     assert comparison.to_dict()["plans"][1]["against"]["plain"]["adjusted"] == good.against["plain"].adjusted
@@ -110,9 +121,10 @@ def test_nothing_is_asked_so_nothing_is_right() -> None:
     assert compare(WHERE, {"plain": [cell("plain", 1000, 1.0, None)]}, []).rows[0].right is None
 
 
-def test_what_chose_must_not_judge() -> None:
+@pytest.mark.parametrize("prompt", [3, 999])
+def test_what_chose_must_not_judge(prompt: int) -> None:
     with pytest.raises(ArgumentError, match="for choosing"):
-        compare(WHERE, {"plain": [cell("plain", 1000, 1.0), cell("plain", 3, 1.0)]}, [])
+        compare(WHERE, {"plain": [cell("plain", 1000, 1.0), cell("plain", prompt, 1.0)]}, [])
 
 
 def test_prompts_of_one_draw_are_one_unit() -> None:

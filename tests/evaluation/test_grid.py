@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import multiprocessing
+import pickle
 import re
 from pathlib import Path
 from typing import Any
@@ -14,11 +16,12 @@ import torch
 from tests.evaluation.sweeps import CONFIG, TEXT, LocalNeedles, needles_folder
 from tests.tasks.tokenizers import word_tokenizer
 
-from ropewalk.errors import ArgumentError
+from ropewalk.errors import ArgumentError, TooShortError
+from ropewalk.evaluation import grid
 from ropewalk.evaluation.cells import Cell, Cells
 from ropewalk.evaluation.content import reference
 from ropewalk.evaluation.engines.local import Local
-from ropewalk.evaluation.grid import Unit, check_prompts
+from ropewalk.evaluation.grid import Job, Unit, check_prompts
 from ropewalk.evaluation.halves import HalvedText, Windows
 from ropewalk.evaluation.likelihood import token_nll
 from ropewalk.evaluation.read import Reader
@@ -101,6 +104,18 @@ def test_what_was_measured_before_an_interruption_is_kept(needles: LocalNeedles,
         reader = Reader(needles.model, needles.tokenizer)
         Local(reader, cells, on_done=lambda unit, number, cell: done.append(cell)).run(units)
         assert len(done) == 5 and len(cells.cells) == 6
+
+
+def test_what_fails_lets_go_of_its_claims(
+    needles: LocalNeedles, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    released: list[Any] = []
+    monkeypatch.setattr(Cells, "release", lambda self, keys: released.append(list(keys)))
+    monkeypatch.setattr(grid, "SharedReading", None)  # so that measuring fails
+    (unit, *_) = needles.units(CONFIG)
+    with Cells(tmp_path) as cells, pytest.raises(TypeError):
+        Local(Reader(needles.model, needles.tokenizer), cells).run([unit])
+    assert released[-1] == list(unit.keys)
 
 
 def _sweep(folder: Path, out: Path, found: Any) -> None:
@@ -222,6 +237,32 @@ def test_seeds_of_a_many_shot_sweep_ask_other_problems(needles: LocalNeedles, tm
     assert len(keys[0] | keys[1]) == 80
     ((_, _, alone),) = needles.job(needles.config(changed | {"seeds": [1]})).tasks
     assert alone == reading_task("many_shot", 400, 1, {k: v for k, v in entry.items() if k != "task"})
+
+
+def test_a_problem_too_long_for_its_prompt_stops_before_anything_is_measured(
+    needles: LocalNeedles, tmp_path: Path
+) -> None:
+    rows = [{"question": f"What is {i}{' and 0' * (i % 50)}?", "answer": str(i)} for i in range(100)]
+    (tmp_path / "sums.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    entry = {"task": "many_shot", "questions": str(tmp_path / "sums.jsonl"), "depths": [0]}
+
+    def job(length: int) -> Job:
+        return needles.job(needles.config(CONFIG | {"tasks": [entry], "lengths": [length]}))
+
+    def builds(index: int) -> bool:
+        with contextlib.suppress(TooShortError):
+            return bool(job(250).tasks[0][2].prompts(needles.tokenizer, 1, first=index))
+        return False
+
+    built = [index for index in range(REPORT_FIRST, REPORT_FIRST + 40) if builds(index)]
+    indices = range(built[0], built[-1] + 1)
+    assert len(built) < len(indices)  # the first and the last could be built, one between them not
+    with pytest.raises(TooShortError, match=r"=250: too short .* problem sums.jsonl:\d+; use") as at:
+        check_prompts(job(250), needles.tokenizer, indices)
+    check_prompts(job(at.value.needed), needles.tokenizer, indices)
+    with pytest.raises(TooShortError):
+        check_prompts(job(at.value.needed - 1), needles.tokenizer, indices)
+    assert str(pickle.loads(pickle.dumps(at.value))) == str(at.value)
 
 
 def test_sliding_windows_judge_the_newest_tokens_of_a_full_context(needles: LocalNeedles, tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ from ropewalk.evaluation.score import (
     paired_difference,
     paired_exact,
     proportion_interval,
+    share_difference,
 )
 from ropewalk.evaluation.student import t_cdf, t_quantile
 
@@ -147,7 +148,7 @@ class TestProportionInterval:
         result = proportion_interval(hits, clusters)
         n, p = len(hits), sum(hits) / len(hits)
         deff = 1.0
-        if len(set(clusters)) > 1 and 0 < p < 1:
+        if 1 < len(set(clusters)) < n and 0 < p < 1:
             deff = max(1.0, oracle.clustered_mean([float(h) for h in hits], clusters)[1] ** 2 / (p * (1 - p) / n))
         k, size = len(set(clusters)), n / deff
         if 1 < k < n:
@@ -160,7 +161,12 @@ class TestProportionInterval:
     def test_published_value(self):
         """Newcombe 1998, Statistics in Medicine 17, 857-872, table I: 81 of 263, score method."""
         result = proportion_interval([True] * 81 + [False] * 182, list(range(263)))
-        assert (result.low, result.high) == pytest.approx((0.2553, 0.3662), abs=1.5e-4)
+        assert (result.low, result.high) == pytest.approx((0.2553, 0.3662), abs=5e-5)
+
+    @pytest.mark.parametrize(("hits", "of"), [(1, 3), (6, 8), (0, 5), (2, 2)])
+    def test_answers_of_clusters_of_their_own_count_in_full(self, hits, of):
+        result = proportion_interval([True] * hits + [False] * (of - hits), range(of))
+        assert (result.low, result.high) == pytest.approx(oracle.wilson(hits / of, of, 1.959963984540054))
 
     def test_answers_that_go_together_count_as_one(self):
         hits = [True] * 10 + [False] * 10 + [True] * 10 + [False] * 10
@@ -286,3 +292,32 @@ class TestAnswer:
         del data["nll"]
         with pytest.raises(ArgumentError, match="nll"):
             Answer.from_dict(data)
+
+
+class TestShareDifference:
+    @given(st.integers(0, 40), st.integers(0, 40), st.integers(1, 60))
+    def test_is_wald_s_of_half_a_question_more_everywhere(self, won, lost, kept):
+        n = won + lost + kept
+        result = share_difference(won, lost, n)
+        outcomes = [1.0] * won + [-1.0] * lost + [0.0] * kept
+        weights = [1.0] * n + [0.5] * 4
+        outcomes += [1.0, -1.0, 0.0, 0.0]
+        mean = sum(map(math.prod, zip(outcomes, weights, strict=True))) / (n + 2)
+        spread = sum(w * (o - mean) ** 2 for o, w in zip(outcomes, weights, strict=True)) / (n + 2)
+        reach = 1.959963984540054 * math.sqrt(spread / (n + 2))
+        assert result.mean == pytest.approx((won - lost) / n)
+        assert result.low == pytest.approx(max(-1.0, min(result.mean, mean - reach)), abs=1e-9)
+        assert result.high == pytest.approx(min(1.0, max(result.mean, mean + reach)), abs=1e-9)
+
+    @pytest.mark.parametrize("n", [1, 20, 500])
+    def test_no_change_isn_t_certain(self, n):
+        result = share_difference(0, 0, n)
+        assert result.low == -result.high < 0 < result.high < 5 / n and result.mean == 0.0
+
+    def test_it_covers_as_often_as_it_says(self):
+        rng, inside = random.Random(3), 0
+        for _ in range(2000):
+            drawn = [rng.choices((1, -1, 0), (0.1, 0.04, 0.86))[0] for _ in range(60)]
+            result = share_difference(drawn.count(1), drawn.count(-1), 60)
+            inside += result.low <= 0.06 <= result.high
+        assert 0.94 <= inside / 2000 <= 0.975

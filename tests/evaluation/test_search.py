@@ -54,6 +54,7 @@ def test_the_rule_with_the_likeliest_answers_is_picked_on_prompts_of_its_own(
         named = [Candidate(name, plan.encoding) for name, plan in zip(("long", "ab"), plans, strict=True)]
         pick = best_of(named, made.job, cells, made.measure, range(2))
         assert pick.rule == "ab" and [name for name, _ in pick.tried] == ["ab", "long"] and pick.prompts == 2
+        assert dict(pick.tried) == pytest.approx({"ab": 0.05, "long": 2.05})  # means over both prompts
         assert {index for _, index in made.measured} == {0, 1}
         assert best_of(named[:1], made.job, cells, made.measure, range(2)).rule == "long"
         assert best_of([], made.job, cells, made.measure, range(2)).rule is None

@@ -258,6 +258,7 @@ def test_a_path_says_what_a_plan_does_in_each_layer_and_nothing_more() -> None:
     # A seed matters where there is noise, the training length where bands are told apart by it.
     assert agree(dope((2, 1)), dope((2, 1), seed=7, original_length=5)) == [True, True, True]
     assert agree(dope((2, 1), mode="gaussian"), dope((2, 1), mode="gaussian", seed=7)) == [True, False, True]
+    assert agree(dope((2, 1), mode="gaussian"), dope((2, 1), mode="gaussian", sigma=0.5)) == [True, False, True]
     assert agree(dope((2, 1), mode="parts"), dope((2, 1), mode="parts", original_length=5)) == [True, False, True]
     for field, value in {"reading": "zero", "scope": "kv_group", "apply_to": "key"}.items():
         assert agree(dope((2, 1)), dope((2, 1), **{field: value})) == [True, False, True]

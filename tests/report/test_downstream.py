@@ -39,9 +39,9 @@ def judgement(kinds: str = "pairs words", unknown: float = 0.0) -> Judgement:
 
 def test_a_row_has_the_share_and_how_it_compares() -> None:
     first, second = rows(judgement().groups[0])
-    assert first == ("first", "8", "75.0% [38.9%, 93.4%]", "", "")
-    assert second[:3] == ("second", "8", "50.0% [20.2%, 79.8%]")
-    assert second[3].startswith("-25.0 [-63.7, +13.7]") and second[4] == "0.5"
+    assert first == ("first", "8", "75.0% [40.9%, 92.9%]", "", "")
+    assert second[:3] == ("second", "8", "50.0% [21.5%, 78.5%]")
+    assert second[3].startswith("-25.0 [-51.6, +11.6]") and second[4] == "0.5"
 
 
 def test_the_page_tells_groups_sources_and_unknown_tokens() -> None:
@@ -67,9 +67,9 @@ def test_the_page_tells_groups_sources_and_unknown_tokens() -> None:
 def test_the_verdict_names_the_best_and_who_differs() -> None:
     said = verdict(judgement())
     assert said.startswith(
-        "All pairs: the good sentence is the likelier one most often for first, 75.0% [38.9%, 93.4%]; "
+        "All pairs: the good sentence is the likelier one most often for first, 75.0% [40.9%, 92.9%]; "
     )
-    assert said.count("none differs from the first beyond chance.") == 2 and "for first, 50.0% [5.5%, 94.5%]" in said
+    assert said.count("none differs from the first beyond chance.") == 2 and "for first, 50.0% [9.5%, 90.5%]" in said
     assert "most often" not in verdict(dataclasses.replace(judgement(), groups=alone(judgement().groups)))
 
 

@@ -127,7 +127,8 @@ def _tell_damage(console: Console, cells: Cells) -> None:
     if len(cells.damaged) > _NAMED:
         console.print(f"skipped: {len(cells.damaged) - _NAMED} damaged lines more")
     if cells.damaged:
-        console.print(f"{len(cells.damaged)} damaged lines in all; what they held is measured again if it is wanted")
+        lines = f"{len(cells.damaged)} damaged line{'s' * (len(cells.damaged) > 1)}"
+        console.print(f"{lines} in all; what was there is measured again if it is wanted")
 
 
 def _print(console: Console, outcome: Outcome, out: Path) -> None:

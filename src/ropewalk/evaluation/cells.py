@@ -224,10 +224,12 @@ class Cells:
                 self.cells[found["key"]] = Cell(**found, file=number, start=start)
 
     def _check_header(self, state: _File, line: bytes) -> bool:
-        header = _parsed(line)
-        if header is None or header.get("format") != FORMAT:
-            reason = "isn't the header of a file of cells; the whole file is left out"
-            self.damaged.append(Damage(f"{CELLS}/{state.path.name}", 1, reason))
+        header, name = _parsed(line), f"{CELLS}/{state.path.name}"
+        if header is None:  # the lines after it have sums of their own
+            self.damaged.append(Damage(name, 1, "is damaged"))
+            return True
+        if header.get("format") != FORMAT:
+            self.damaged.append(Damage(name, 1, "isn't the header of a file of cells; the whole file is left out"))
             return False
         if header.get("version") != VERSION:
             remedy = f"has version {header.get('version')} of the format, this ropewalk reads {VERSION}"

@@ -11,7 +11,7 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
-from ropewalk.evaluation.score import Estimate, clustered_share
+from ropewalk.evaluation.score import Estimate, alike, clustered_share
 from ropewalk.evaluation.student import t_cdf, t_quantile
 
 Numbers = NDArray[np.float64]
@@ -41,7 +41,7 @@ def difference_of(means: Numbers, baseline: Numbers, counts: Numbers) -> tuple[E
     """The mean difference to a baseline on the same prompts with its t-interval, and p of the two-sided t-test."""
     estimate = mean_of(means - baseline, counts)
     if estimate.standard_error == 0:
-        return estimate, 1.0 if estimate.mean == 0 else 0.0
+        return alike(estimate)
     if estimate.clusters == 1:
         return estimate, 1.0
     return estimate, min(1.0, 2 * t_cdf(-abs(estimate.mean) / estimate.standard_error, estimate.clusters - 1))

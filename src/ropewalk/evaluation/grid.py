@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from ropewalk.errors import TooShortError
 from ropewalk.evaluation.candidates import Candidate
 from ropewalk.evaluation.cells import Cell, Cells
 from ropewalk.evaluation.content import cell_key, reference
@@ -156,13 +157,23 @@ def build_task(entry: TaskEntry, length: int, seed: int, seeds: Sequence[int]) -
 
 
 def check_prompts(job: Job, tokenizer: Any, indices: Sequence[int]) -> None:
-    """Build each task's first and last of these prompts, so that one that can't be stops a sweep before it starts."""
+    """Build prompts of each task, so that one that can't be stops a sweep before it starts.
+
+    Of most tasks the first and the last tell of all; many-shot problems are of all lengths, so each of theirs is built,
+    and the error is of the prompt that needs the most room.
+    """
     for _, _, task in job.tasks:
-        for index in {indices[0], indices[-1]}:
-            if isinstance(task, Windows):
-                task.ids(tokenizer, index)
-            else:
-                task.prompts(tokenizer, 1, first=index)
+        short: list[TooShortError] = []
+        for index in indices if isinstance(task, ManyShotTask) else {indices[0], indices[-1]}:
+            try:
+                if isinstance(task, Windows):
+                    task.ids(tokenizer, index)
+                else:
+                    task.prompts(tokenizer, 1, first=index)
+            except TooShortError as error:
+                short.append(error)
+        if short:
+            raise max(short, key=lambda error: error.needed)
 
 
 def measure_unit(reader: Reader, unit: Unit, numbers: Sequence[int]) -> Iterator[Measured]:

@@ -15,6 +15,7 @@ from ropewalk.evaluation.score import (
     mean_interval,
     paired_exact,
     proportion_interval,
+    share_difference,
 )
 from ropewalk.tasks.pairs import Pair
 
@@ -26,7 +27,7 @@ class Against:
     """How a share differs from the first model's, on the same questions.
 
     Args:
-        difference: of the shares, with its t-interval.
+        difference: of the shares, with Agresti and Min's interval.
         exact: questions won and lost, and McNemar's exact test of them.
         p: that test's p after Holm's correction for all the models compared with the first.
     """
@@ -102,9 +103,8 @@ def _group(kind: str, name: str, answers: Mapping[str, Sequence[Answer]]) -> Gro
     corrected = dict(zip(exact, holm([one.p for one in exact.values()]), strict=True))
     shares = {first: _share(base, None)}
     for arm, held in others:
-        by_question = {(a.prompt, a.key): a.is_exact for a in base}
-        values = [float(a.is_exact) - by_question[a.prompt, a.key] for a in held]
-        against = Against(mean_interval(values, range(len(values))), exact[arm], corrected[arm])
+        one = exact[arm]
+        against = Against(share_difference(one.won, one.lost, len(held)), one, corrected[arm])
         shares[arm] = _share(held, against)
     return Group(kind, name, shares)
 

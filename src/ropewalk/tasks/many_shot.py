@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from ropewalk.errors import ArgumentError
+from ropewalk.errors import ArgumentError, TooShortError
 from ropewalk.tasks.chat import Frame, frame_for
 from ropewalk.tasks.haystack import encode_item
 from ropewalk.tasks.prompts import NOWHERE, Prompt, Question, halved, prompt_indices
@@ -153,8 +153,8 @@ class ManyShotTask:
             else:  # too long for the whole room: perhaps others aren't
                 shortest = min(len(example), shortest or len(example))
         if shortest and not whole:
-            remedy = f"too short for one example beside {_places(asked)}; use at least"
-            raise ArgumentError("length", self.length, f"{remedy} {self.length - left + shortest}")
+            reason = f"too short for one example beside {_places(asked)}"
+            raise TooShortError("length", self.length, reason, self.length - left + shortest)
         if left:
             remedy = f"fills {room - left:,} of {room:,} tokens; give more problems, or ask for a shorter length"
             raise ArgumentError("questions", self.problems.name, remedy)
