@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -132,6 +137,55 @@ def test_two_processes_measure_each_cell_once(folder: Path, tmp_path: Path) -> N
     cells = Cells(out)
     assert len(cells.cells) == 24 and cells.duplicates == 0
     assert os.environ.get("OMP_NUM_THREADS") == threads
+
+
+def test_all_that_is_read_is_named_with_its_hash(folder: Path, tmp_path: Path) -> None:
+    rows = [json.dumps({"question": f"What is {i} and {i}?", "answer": str(2 * i)}) for i in range(60)]
+    (tmp_path / "sums.jsonl").write_text("\n".join(rows))
+    (tmp_path / "other.txt").write_text((folder / "text.txt").read_text() + "The end.")
+    many_shot = {"task": "many_shot", "questions": str(tmp_path / "sums.jsonl"), "protocol": "multi", "depths": [0, 1]}
+    changed = {"tasks": [*CONFIG["tasks"], many_shot], "calibration": str(tmp_path / "other.txt"), "prompts": 1}
+    file = config(folder, tmp_path, plans=["plain", DOPE], **changed)
+    assert main(["sweep", file, "--out", str(tmp_path / "out")]) == OK
+    facts = json.loads((tmp_path / "out" / "summary.json").read_text())["facts"]
+    for path in (folder / "text.txt", tmp_path / "other.txt"):
+        wanted = hashlib.sha256(path.read_bytes()).hexdigest()[:16]
+        assert wanted in [value for name, value in facts.items() if name == f"SHA-256 of {path}"]
+    assert len(facts[f"SHA-256 of {tmp_path / 'sums.jsonl'}"]) == 16
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="looks for the process under /proc")
+def test_a_further_process_ends_with_the_first_even_if_that_is_killed(tmp_path: Path) -> None:
+    script = """
+import multiprocessing, os, sys, threading, time
+from ropewalk.cli import sweep
+
+def work(parent, file):
+    sweep._LOOK = 0.05
+    threading.Thread(target=sweep._end_with, args=(parent,), daemon=True).start()
+    open(file, "w").write(str(os.getpid()))
+    time.sleep(600)
+
+if __name__ == "__main__":
+    child = multiprocessing.get_context("fork").Process(target=work, args=(os.getpid(), sys.argv[1]))
+    child.start()
+    time.sleep(600)
+"""
+    file = tmp_path / "pid"
+    with subprocess.Popen([sys.executable, "-c", script, str(file)]) as first:
+        pid = int(waited(lambda: file.exists() and file.read_text()))
+        os.kill(pid, 0)
+        first.kill()
+    waited(lambda: not Path(f"/proc/{pid}").exists() or "Z" in Path(f"/proc/{pid}/stat").read_text().split()[2])
+
+
+def waited(done: Callable[[], Any]) -> Any:
+    """What `done` gives once it gives something, within 30 s."""
+    end = time.monotonic() + 30
+    while not (found := done()):
+        assert time.monotonic() < end
+        time.sleep(0.05)
+    return found
 
 
 @pytest.mark.parametrize(

@@ -231,6 +231,25 @@ def test_phases_are_drawn_within_half_a_turn_of_none_whatever_turns_they_have(po
         assert image.get_clim() == (-torch.pi, torch.pi)
 
 
+def test_small_phases_fill_the_scale_and_their_size_is_said(polar: Inspection) -> None:
+    delta = torch.zeros_like(polar["delta"])
+    delta[0, 0, 0], delta[0, 0, 1] = -0.0385, 2 * torch.pi + 0.02
+    axes = drawn_delta(polar, delta).axes[0]
+    assert (
+        axes.images[0].get_clim() == pytest.approx((-0.0385, 0.0385), abs=1e-6)
+        and "at most 0.039 from 0" in axes.get_title()
+    )
+    assert drawn_delta(polar, torch.zeros_like(delta)).axes[0].images[0].get_clim() == (-torch.pi, torch.pi)
+
+
+def test_without_a_cone_the_picture_says_so(found: Inspection) -> None:
+    none = {name: torch.full_like(found[name], 3.0) for name in ("cone.gamma.query", "cone.gamma.key")}
+    none |= {name: torch.zeros_like(found[name]) for name in ("cone.bound.query", "cone.bound.key")}
+    left, right = head_figures.cone(Inspection(dict(found.tensors) | none, found.about)).axes
+    assert [text.get_text() for text in left.texts] == ["no band's vectors all lie in a cone"]
+    assert not len(left.get_xticks()) and right.get_ylim() == (0, 1.02)
+
+
 def test_phases_can_be_told_apart_in_grey(polar: Inspection) -> None:
     image = drawn_delta(polar, polar["delta"]).axes[0].images[0]
     colours = image.cmap(image.norm(torch.linspace(-torch.pi, torch.pi, 100).numpy()))[:, :3]

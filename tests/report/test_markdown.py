@@ -54,3 +54,12 @@ def test_both_are_written_or_a_place_that_cannot_be_is_told(tmp_path: Path) -> N
 
 def test_a_table_of_nothing_has_its_header() -> None:
     assert table_lines(("a",), []) == ["| a |", "| --- |"]
+
+
+def test_no_text_becomes_a_tag() -> None:
+    bad = "<script>alert(1)</script> & co"
+    parts = [Section(bad), Paragraph(bad), Table((bad, "b"), [(bad, "c")], bad), Reproduce("x", {bad: bad})]
+    text = markdown(Page(bad, bad, parts))
+    assert "<" not in text and text.count("&lt;script>") == 9 and "&amp; co" in text
+    assert markdown(Page("t", "a `<b>` and <c>", [])).splitlines()[2] == "a `<b>` and &lt;c>"
+    assert "<" not in markdown(Page("t", "a ` <c>", []))

@@ -123,8 +123,9 @@ def test_the_summary_says_all_of_it(tmp_path: Path) -> None:
     outcome, cells = made(tmp_path / "cells")
     write_report(outcome, cells, "ropewalk sweep c.yaml", tmp_path)
     page, text = (tmp_path / "summary.md").read_text(), (tmp_path / "summary.json").read_text()
-    assert "## m<script>: needle, 400 tokens" in page and "a\\|b <script>" in page and "| ntk | 0.600 |" in page
-    assert "best rule yarn; best plan best." in page and "fingerprint of m<script>: ffffffffffffffff" in page
+    assert "## m&lt;script>: needle, 400 tokens" in page and "a\\|b &lt;script>" in page
+    assert "<script" not in page and "| ntk | 0.600 |" in page
+    assert "best rule yarn; best plan best." in page and "fingerprint of m&lt;script>: ffffffffffffffff" in page
     found = json.loads(text)
     assert found == json.loads(json.dumps(to_dict(outcome, "ropewalk sweep c.yaml")))
     assert found["comparisons"][1]["length"] == 400 and found["comparisons"][0]["plans"][1]["against"].keys() == {

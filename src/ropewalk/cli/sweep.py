@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import multiprocessing
 import os
+import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -21,6 +23,8 @@ if TYPE_CHECKING:
 ENGINES = ("local", "ray")
 # Of damaged lines that many are named; the rest are counted.
 _NAMED = 5
+# Seconds between two looks of a further process at whether the first is still there.
+_LOOK = 1.0
 
 
 def sweep_plans(
@@ -89,7 +93,8 @@ def _others(config: Path, out: Path, workers: int) -> Iterator[None]:
     threads = max(1, (os.cpu_count() or 1) // workers)
     torch.set_num_threads(threads)
     spawn = multiprocessing.get_context("spawn")
-    processes = [spawn.Process(target=_work, args=(config, out, threads), daemon=True) for _ in range(workers - 1)]
+    given = config, out, threads, os.getpid()
+    processes = [spawn.Process(target=_work, args=given, daemon=True) for _ in range(workers - 1)]
     for process in processes:
         process.start()
     try:
@@ -100,7 +105,7 @@ def _others(config: Path, out: Path, workers: int) -> Iterator[None]:
             process.join()
 
 
-def _work(config: Path, out: Path, threads: int) -> None:
+def _work(config: Path, out: Path, threads: int, parent: int) -> None:
     """One of several processes: whatever stops it, the first process meets too, and tells."""
     import torch
 
@@ -111,8 +116,16 @@ def _work(config: Path, out: Path, threads: int) -> None:
     from ropewalk.evaluation.sweep_run import run_sweep
 
     torch.set_num_threads(threads)
+    threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
     with contextlib.suppress(Exception, KeyboardInterrupt), Cells(out) as cells:
         run_sweep(read_config(config), cells, lambda found: Local(Reader(found.model, found.tokenizer), cells))
+
+
+def _end_with(parent: int) -> None:
+    """End this process soon after its parent, also one that was killed; what is measured is on the disk by then."""
+    while os.getppid() == parent:
+        time.sleep(_LOOK)
+    os._exit(1)
 
 
 def _watch(console: Console) -> Any:

@@ -77,6 +77,8 @@ def run_sweep(
     watch = watch or Watch()
     outcome = Outcome(config)
     text = read_text(config.calibration) if _calibrates(config) else None
+    if text is not None:
+        outcome.texts[text.name] = text.fingerprint
     for entry in config.models:
         model, tokenizer = load_model(entry.name, dtype=entry.dtype, revision=entry.revision)
         saved = as_saved(model, entry.name)
@@ -127,9 +129,10 @@ def _run_length(config: SweepConfig, job: Job, target: Target, engine: Engine, w
         outcome.comparisons.append(compare(condition, found, baselines, draws))
         outcome.cells[condition.model, condition.task, condition.length] = found
     for _, _, task in job.tasks:
-        about = task.to_dict().get("text")
-        if isinstance(about, dict):
-            outcome.texts[about["name"]] = about["fingerprint"]
+        content = task.to_dict()
+        for about in (content.get("text"), content.get("problems")):
+            if isinstance(about, dict):
+                outcome.texts[about["name"]] = about["fingerprint"]
 
 
 def _called(pick: Pick, rules: Sequence[Candidate], candidates: Sequence[Candidate]) -> Pick:

@@ -143,12 +143,15 @@ def cone(found: Inspection) -> Any:
         left.set(xscale="log", yscale="log", xlim=_powers(low, high), ylim=_powers(min(least, low), high))
         for axis in (left.xaxis, left.yaxis):
             axis.set_minor_formatter(NullFormatter())
+    else:
+        left.set(xticks=[], yticks=[])
+        left.text(0.5, 0.5, "no band's vectors all lie in a cone", ha="center", va="center", transform=left.transAxes)
         left.legend(frameon=False, fontsize=8)
     finish(left, "measured largest eigenvalue of the band", "N βmin² |k|² cos² γ")
     left.set_title("the cone bound, where all tokens lie in a cone", fontsize=9)
     finish(right, "frequency number (0 = fastest)", "share of heads")
     right.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
-    right.set_ylim(bottom=0)
+    right.set_ylim(0, 1.02)
     right.set_title("bands whose vectors lie in a cone, γ < 90°", fontsize=9)
     right.legend(frameon=False, fontsize=8)
     return figure
@@ -193,9 +196,14 @@ def delta(found: Inspection) -> Any:
     names = [f"{layer}.{group}" for layer in found.layers for group in range(groups)]
     # A map that closes like the circle has each brightness twice: in grey a shift and its opposite would look alike.
     signed = (values + math.pi).remainder(2 * math.pi) - math.pi
-    bar = _map(figure, axes, signed, names, "PoPE's delta, wrapped into -π to π", (-math.pi, math.pi))
+    largest = float(signed.abs().max())
+    is_small = 0 < largest < math.pi / 4  # as after a short training: on the whole scale it would look like nothing
+    reach = largest if is_small else math.pi
+    title = f"PoPE's delta, wrapped into -π to π; at most {largest:.2g} from 0"
+    bar = _map(figure, axes, signed, names, title, (-reach, reach))
     bar.set_label("radians", fontsize=8)
-    bar.set_ticks([-math.pi, -math.pi / 2, 0.0, math.pi / 2, math.pi], labels=["-π", "-π/2", "0", "π/2", "π"])
+    if not is_small:
+        bar.set_ticks([-math.pi, -math.pi / 2, 0.0, math.pi / 2, math.pi], labels=["-π", "-π/2", "0", "π/2", "π"])
     axes.set(xlabel="channel (0 = fastest)", ylabel="layer.key head")
     return figure
 

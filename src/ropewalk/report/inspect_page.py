@@ -52,8 +52,8 @@ _SECTIONS = {
     "delta": (
         "PoPE's delta",
         "PoPE's learned phase by key head and channel.",
-        "Radians, wrapped into -π to π: whole turns, which change nothing, are left out, so the darkest and the "
-        "brightest colour are the same phase, half a turn.",
+        "Radians, wrapped into -π to π: whole turns, which change nothing, are left out. On a scale that reaches π the "
+        "darkest and the brightest colour are the same phase, half a turn.",
     ),
 }
 

@@ -11,7 +11,7 @@ from ropewalk.report.page import Download, Page, Paragraph, Part, Picture, Repro
 
 def markdown(page: Page) -> str:
     """The page as text. Maps, which only a browser draws, and what is folded away are named and left to report.html."""
-    lines = [f"# {page.title}", "", page.verdict, ""]
+    lines = [f"# {_text(page.title)}", "", _text(page.verdict), ""]
     for part in page.parts:
         lines += _lines(part)
     return "\n".join(lines)
@@ -26,24 +26,33 @@ def write_pages(page: Page, folder: Path) -> None:
 def table_lines(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
     """The lines of a table."""
     cells = [header, ["---"] * len(header), *rows]
-    return [f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in line)} |" for line in cells]
+    return [f"| {' | '.join(_text(cell).replace('|', chr(92) + '|') for cell in line)} |" for line in cells]
+
+
+def _text(text: str) -> str:
+    """A text in which nothing becomes a tag; between backticks nothing does anyway."""
+    parts = text.split("`")
+    outside = slice(None, None, 2) if len(parts) % 2 else slice(None)  # a backtick without its other sets nothing apart
+    parts[outside] = [part.replace("&", "&amp;").replace("<", "&lt;") for part in parts[outside]]
+    return "`".join(parts)
 
 
 def _lines(part: Part) -> list[str]:
     """A part's lines, with an empty one after them."""
     if isinstance(part, Section):
-        return [f"## {part.title}", ""]
+        return [f"## {_text(part.title)}", ""]
     if isinstance(part, Paragraph):
-        return [part.text, ""]
+        return [_text(part.text), ""]
     if isinstance(part, Table):
-        caption = [part.caption, ""] if part.caption else []
+        caption = [_text(part.caption), ""] if part.caption else []
         return [*caption, *table_lines(part.header, part.rows), ""]
     if isinstance(part, Picture) and part.name:
-        caption = [part.caption, ""] if part.caption else []
-        return [f"![{part.alt}]({part.name})", "", *caption]
+        caption = [_text(part.caption), ""] if part.caption else []
+        return [f"![{_text(part.alt)}]({part.name})", "", *caption]
     if isinstance(part, Reproduce):
-        return [f"- command: `{part.command}`", *(f"- {name}: {fact}" for name, fact in part.facts.items()), ""]
+        facts = [f"- {_text(name)}: {_text(fact)}" for name, fact in part.facts.items()]
+        return [f"- command: `{part.command}`", *facts, ""]
     if isinstance(part, Download):
         return [f"Data: {part.name}.", ""]
     title = getattr(part, "title", "")
-    return [f"In report.html: {title}.", ""] if title else []
+    return [f"In report.html: {_text(title)}.", ""] if title else []
