@@ -66,6 +66,8 @@ def main() -> None:
                 job = Job(MODEL, content, length, more)
                 Local(Reader(model, tokenizer), cells, on_done=_say).run(job.units(plans, indices))
                 entries += more
+                problems = more[0][2].to_dict()["problems"]
+                outcome.texts[problems["name"]] = problems["fingerprint"]
             _compare(outcome, Job(MODEL, content, length, entries), cells, plans, indices)
             outcome.picks.append(_pick(studied["original"], length, first[1].name))
             outcome.texts["kjv, the part that is judged on"] = studied["original"].final_text.fingerprint
