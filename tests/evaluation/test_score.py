@@ -21,8 +21,8 @@ from ropewalk.evaluation.score import (
     paired_difference,
     paired_exact,
     proportion_interval,
-    share_difference,
 )
+from ropewalk.evaluation.shares import share_difference
 from ropewalk.evaluation.student import t_cdf, t_quantile
 
 # Two-sided 95 % and 99 % critical values: NIST/SEMATECH e-Handbook of Statistical Methods, section 1.3.6.7.2.

@@ -224,13 +224,11 @@ class Cells:
                 self.cells[found["key"]] = Cell(**found, file=number, start=start)
 
     def _check_header(self, state: _File, line: bytes) -> bool:
-        header, name = _parsed(line), f"{CELLS}/{state.path.name}"
-        if header is None:  # the lines after it have sums of their own
-            self.damaged.append(Damage(name, 1, "is damaged"))
-            return True
-        if header.get("format") != FORMAT:
-            self.damaged.append(Damage(name, 1, "isn't the header of a file of cells; the whole file is left out"))
-            return False
+        header, other = _parsed(line), "isn't the header of a file of cells; the whole file is left out"
+        if header is None or header.get("format") != FORMAT:
+            reason = "is damaged" if header is None else other
+            self.damaged.append(Damage(f"{CELLS}/{state.path.name}", 1, reason))
+            return header is None  # the lines after a damaged one have sums of their own
         if header.get("version") != VERSION:
             remedy = f"has version {header.get('version')} of the format, this ropewalk reads {VERSION}"
             raise ArgumentError("out", str(state.path), f"{remedy}; use the ropewalk that wrote it, or another folder")

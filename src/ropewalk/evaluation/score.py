@@ -205,20 +205,6 @@ def paired_exact(answers: Sequence[Answer], baseline: Sequence[Answer]) -> Paire
     return PairedExact(won, lost, min(1.0, 2 * tail / 2**changed))
 
 
-def share_difference(won: int, lost: int, n: int, confidence: float = 0.95) -> Estimate:
-    """By how much the shares of right answers of two runs differ on the same n independent questions.
-
-    The interval is Agresti and Min's (Statistics in Medicine 24, 2005): Wald's after half a question is added to each
-    of the four outcomes, so it never claims certainty, also where no answer changed.
-    """
-    size, difference = n + 2.0, (won - lost) / n
-    shifted = (won - lost) / size
-    error = math.sqrt(((won + lost + 1.0) / size - shifted**2) / size)
-    reach = NormalDist().inv_cdf((1 + confidence) / 2) * error
-    low, high = max(-1.0, shifted - reach), min(1.0, shifted + reach)
-    return Estimate(difference, min(low, difference), max(high, difference), error, n, n, n > 1, confidence)
-
-
 def holm(p_values: Sequence[float]) -> list[float]:
     """Holm's adjusted p-values, in the order given: reject where one is at most the family's error rate."""
     for p in p_values:
