@@ -65,8 +65,8 @@ def test_what_goes_wrong_in_a_worker_is_told_in_one_line(ray: Any, tmp_path: Pat
 
     needles = LocalNeedles(needles_folder(tmp_path))
     with Cells(tmp_path / "out") as cells:
-        engine = RayEngine(ray, needles.entry, "0" * 64, cells, workers=1)
-        with pytest.raises(RopewalkError, match="other weights") as caught:
+        engine = RayEngine(ray, needles.entry, needles.identity | {"weights": "0", "tokenizer": "1"}, cells, workers=1)
+        with pytest.raises(RopewalkError, match="differs in weights and tokenizer on ") as caught:
             engine.run(needles.units(CONFIG))
         assert "\n" not in str(caught.value)
 

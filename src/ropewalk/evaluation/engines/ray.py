@@ -234,7 +234,7 @@ class _Worker:
             model, tokenizer = load_model(entry.name, dtype=entry.dtype, revision=entry.revision)
             as_saved(model, entry.name)
         if others := differing(wanted, identity(model, tokenizer)):
-            where = f"{entry.name} has another {' and '.join(others)} on {socket.gethostname()}"
+            where = f"{entry.name} differs in {' and '.join(others)} on {socket.gethostname()}"
             raise RopewalkError(f"{where}; give all machines the same model")
         self._reader = Reader(model, tokenizer)
 
