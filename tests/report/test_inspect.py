@@ -247,7 +247,16 @@ def test_without_a_cone_the_picture_says_so(found: Inspection) -> None:
     none |= {name: torch.zeros_like(found[name]) for name in ("cone.bound.query", "cone.bound.key")}
     left, right = head_figures.cone(Inspection(dict(found.tensors) | none, found.about)).axes
     assert [text.get_text() for text in left.texts] == ["no band's vectors all lie in a cone"]
-    assert not len(left.get_xticks()) and right.get_ylim() == (0, 1.02)
+    assert not len(left.get_xticks()) and right.get_ylim() == (0, 1.02) and left.get_legend() is None
+
+
+def test_the_cones_marks_are_explained(found: Inspection) -> None:
+    names = [f"cone.{name}.{side}" for name in ("bound", "measured") for side in ("query", "key")]
+    ones = {name: torch.full_like(found[name], 2.0) for name in names}
+    left, right = head_figures.cone(dataclasses.replace(found, tensors={**found.tensors, **ones})).axes
+    said = [text.get_text() for text in left.get_legend().get_texts()]
+    assert [text.partition(":")[0] for text in said] == ["queries", "keys", "bound = measured"] and not left.texts
+    assert [text.get_text() for text in right.get_legend().get_texts()] == ["queries", "keys"]
 
 
 def test_phases_can_be_told_apart_in_grey(polar: Inspection) -> None:

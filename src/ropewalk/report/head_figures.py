@@ -143,10 +143,10 @@ def cone(found: Inspection) -> Any:
         left.set(xscale="log", yscale="log", xlim=_powers(low, high), ylim=_powers(min(least, low), high))
         for axis in (left.xaxis, left.yaxis):
             axis.set_minor_formatter(NullFormatter())
+        left.legend(frameon=False, fontsize=8)
     else:
         left.set(xticks=[], yticks=[])
         left.text(0.5, 0.5, "no band's vectors all lie in a cone", ha="center", va="center", transform=left.transAxes)
-        left.legend(frameon=False, fontsize=8)
     finish(left, "measured largest eigenvalue of the band", "N βmin² |k|² cos² γ")
     left.set_title("the cone bound, where all tokens lie in a cone", fontsize=9)
     finish(right, "frequency number (0 = fastest)", "share of heads")
