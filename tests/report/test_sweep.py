@@ -119,6 +119,16 @@ def test_one_prompt_has_no_interval_and_nothing_asked_no_share(tmp_path: Path) -
     assert title(outcome.comparisons[0]).endswith("1 prompt")
 
 
+def test_a_few_prompts_that_all_differ_alike_have_no_interval_and_are_not_called_one_draw() -> None:
+    found = {
+        plan: [Cell(f"{plan}{i}", "m", plan, "t", 1000 + i, 1, 1, nll, 1.0, 0, 0) for i in range(2)]
+        for plan, nll in (("plain", 1.0), ("yarn", 0.5))
+    }
+    comparison = compare(Condition("m", "needle", 300), found, ["plain"])
+    assert rows(comparison)[1][3] == "-0.500 [all alike: no interval], p 0.5"
+    json.dumps(comparison.to_dict(), allow_nan=False)
+
+
 def test_the_summary_says_all_of_it(tmp_path: Path) -> None:
     outcome, cells = made(tmp_path / "cells")
     write_report(outcome, cells, "ropewalk sweep c.yaml", tmp_path)

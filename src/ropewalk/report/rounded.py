@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+# In the place of an interval, where few prompts differ by the same to the last digit.
+ALIKE = "[all alike: no interval]"
+
 
 def rounded(value: float, digits: int = 3) -> str:
     """A number with so many decimals; what rounds to zero has no minus."""

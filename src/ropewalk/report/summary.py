@@ -18,7 +18,7 @@ from ropewalk.evaluation.score import (
     proportion_interval,
 )
 from ropewalk.extend import LEAST_GAIN, Outcome, is_gain
-from ropewalk.report.rounded import rounded, signed
+from ropewalk.report.rounded import ALIKE, rounded, signed
 
 
 @dataclass(frozen=True)
@@ -203,7 +203,7 @@ def difference(paired: PairedDifference) -> str:
 
 def _interval(estimate: Estimate) -> str:
     if math.isinf(estimate.high):
-        return "[one value: no interval]"
+        return ALIKE if estimate.is_clustered else "[one value: no interval]"
     return f"[{rounded(estimate.low)}, {rounded(estimate.high)}]{_mark(estimate)}"
 
 

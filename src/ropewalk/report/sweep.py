@@ -20,7 +20,7 @@ from ropewalk.files import write_atomically
 from ropewalk.hf.card import Figure, card, plain
 from ropewalk.report.markdown import write_pages
 from ropewalk.report.page import Download, Page, Paragraph, Part, Reproduce, Section, Table
-from ropewalk.report.rounded import rounded, signed
+from ropewalk.report.rounded import ALIKE, rounded, signed
 from ropewalk.report.sweep_maps import maps
 
 # Of the plans that are best somewhere, that many are named in the verdict.
@@ -195,7 +195,7 @@ def _difference(against: Against | None) -> str:
 
 def _interval(estimate: Estimate, least: float = -math.inf) -> str:
     if math.isinf(estimate.high):
-        return _ONE_DRAW
+        return ALIKE if estimate.is_clustered else _ONE_DRAW
     return f"[{rounded(max(least, estimate.low))}, {rounded(estimate.high)}]"
 
 
