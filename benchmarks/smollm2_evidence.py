@@ -50,6 +50,7 @@ def main() -> None:
     options = _options()
     model, tokenizer = load_model(MODEL)
     about = describe(model)
+    content = {"name": about["name"], **identity(model, tokenizer)}
     shown = {"models": MODEL, "plans": [PLAIN], "tasks": "needle", "lengths": options.lengths}
     outcome = Outcome(build_config(shown | {"prompts": options.prompts}), models=[about])
     indices = range(REPORT_FIRST, REPORT_FIRST + options.prompts)
@@ -58,7 +59,6 @@ def main() -> None:
             studied = {s: Condition(model, tokenizer, length, s, options.records) for s in SETTINGS}
             first, others = studied["original"].arms()
             plans, entries = [*first, *others], _needles(studied)
-            content = {"name": about["name"], **identity(model, tokenizer)}
             for unit in Job(MODEL, content, length, entries).units(plans, indices):
                 _take(cells, unit, studied)
             if number == 0:

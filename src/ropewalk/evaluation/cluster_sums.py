@@ -5,7 +5,6 @@ Prompts (haystacks) are the independent units. A single prompt has no interval.
 
 from __future__ import annotations
 
-import functools
 import math
 
 import numpy as np
@@ -24,7 +23,7 @@ def mean_of(means: Numbers, counts: Numbers) -> Estimate:
     mean = float(means @ counts) / total
     error = _error(means, counts, mean)
     df = len(means) - 1
-    reach = math.inf if df == 0 else 0.0 if error == 0 else error * _quantile(df)
+    reach = math.inf if df == 0 else 0.0 if error == 0 else error * t_quantile((1 + CONFIDENCE) / 2, df)
     return Estimate(mean, mean - reach, mean + reach, error, int(total), len(means), df > 0, CONFIDENCE)
 
 
@@ -53,8 +52,3 @@ def _error(means: Numbers, counts: Numbers, mean: float) -> float:
         return math.inf
     deviations = (means - mean) * counts
     return math.sqrt(k / (k - 1) * float(deviations @ deviations)) / float(counts.sum())
-
-
-@functools.lru_cache(maxsize=1024)
-def _quantile(df: int) -> float:
-    return t_quantile((1 + CONFIDENCE) / 2, df)

@@ -100,8 +100,7 @@ def top_rows(found: Inspection, number: int = TOP) -> list[tuple[str, ...]]:
 
 def agreement_header(found: Inspection) -> tuple[str, ...]:
     """The score, and a column a side for each stage that was measured."""
-    stages = [words for stage, words in _STAGES.items() if stage in found.stages]
-    return ("score", *(f"{plural}{words}" for words in stages for plural in ("queries", "keys")))
+    return ("score", *(f"{plural}{_STAGES[stage]}" for stage in _measured(found) for plural in ("queries", "keys")))
 
 
 def agreement_rows(found: Inspection) -> list[tuple[str, ...]]:
@@ -109,12 +108,16 @@ def agreement_rows(found: Inspection) -> list[tuple[str, ...]]:
     rows = []
     for label, name, r in named_scores(found):
         cells = []
-        for stage in (stage for stage in _STAGES if stage in found.stages):
+        for stage in _measured(found):
             for side in SIDES:
                 known = (r or 0) <= found[f"shares.{stage}.{side}"].shape[-1]
                 cells.append(_correlation(found, name, r, side, stage) if known else "–")
         rows.append((label, *cells))
     return rows
+
+
+def _measured(found: Inspection) -> list[str]:
+    return [stage for stage in _STAGES if stage in found.stages]
 
 
 def token_at(found: Inspection, place: int) -> str:
