@@ -47,7 +47,7 @@ class Condition:
         about = describe(model)
         self.model, self.tokenizer, self.own_length = model, tokenizer, about["original_length"]
         self.length = length
-        self.job = Job(length, self.own_length, read_text("kjv"), setting=setting)
+        self.job = Job(length, self.own_length, read_text("kjv"), setting=setting, depths=10)
         self.search_text, self.final_text, _ = prepared_text(self.job, tokenizer)
         self.store = Store(out / f"{length}-{setting}.jsonl", self.job.settings(about, identity(model, tokenizer)))
         self.sweep = Sweep(Reader(model, tokenizer), self.store, on_done=_say)

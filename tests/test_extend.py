@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,11 +22,14 @@ from ropewalk.encodings.per_layer import PerLayer
 from ropewalk.encodings.rope import RoPE
 from ropewalk.errors import ArgumentError
 from ropewalk.evaluation import calibration
+from ropewalk.evaluation.budget import Clock
 from ropewalk.evaluation.candidates import Candidate
+from ropewalk.evaluation.needle_count import NeedleCount
 from ropewalk.evaluation.score import Answer
 from ropewalk.evaluation.store import Store, read_records
 from ropewalk.evaluation.sweep import Done, Sweep
-from ropewalk.extend import Clock, Job, Outcome, decide, extend, prepared_text, split_text
+from ropewalk.evaluation.text_parts import split_text
+from ropewalk.extend import Job, Outcome, decide, extend, prepared_text
 from ropewalk.tasks.haystack import text_of
 from ropewalk.tasks.needle import NeedleTask
 
@@ -46,6 +50,8 @@ def plain(outcome: Outcome) -> dict[str, Any]:
         "final": outcome.final,
         "short": outcome.short,
         "winner": outcome.winner,
+        "needle_count": outcome.needle_count,
+        "depths": outcome.job.depths,
     }
 
 
@@ -106,6 +112,56 @@ def test_a_run_killed_anywhere_goes_on_to_the_same_outcome(tmp_path: Path, monke
     assert (tmp_path / "killed" / "results.jsonl").read_bytes() == finished
 
 
+def counting(enough: int) -> Callable[..., dict[str, list[Answer]]]:
+    """A measurement whose answers, while the needles are counted, are right for `enough` needles and fewer."""
+    real = Sweep.measure
+
+    def measure(
+        self: Sweep, stage: str, candidates: Sequence[Candidate], task: NeedleTask, indices: Sequence[int]
+    ) -> dict[str, list[Answer]]:
+        found = real(self, stage, candidates, task, indices)
+        if not stage.startswith("needle count"):
+            return found
+        is_right = len(task.depth_values) <= enough
+        return {name: [dataclasses.replace(a, is_exact=is_right) for a in answers] for name, answers in found.items()}
+
+    return measure
+
+
+@pytest.mark.parametrize(("enough", "count"), [(2, 2), (0, 1)])
+def test_the_number_of_needles_is_decided_first_and_kept(
+    enough: int, count: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Sweep, "measure", counting(enough))
+    model, job = tiny("Llama"), dataclasses.replace(JOB, original_length=600, target_length=700, depths=0)
+    told: list[NeedleCount] = []
+    with Store(tmp_path / "results.jsonl", {}) as store:
+        first = extend(model, byte_tokenizer(), job, store, on_needle_count=told.append)
+    assert first.needle_count and first.needle_count.count == first.job.depths == count
+    assert told == [first.needle_count]
+    per_prompt = [Counter(a.prompt for a in answers) for answers in (first.at_original, *first.final.values())]
+    assert {number for found in per_prompt for number in found.values()} == {count}
+    _, records = read_records(tmp_path / "results.jsonl")
+    stages = list(dict.fromkeys(r["stage"] for r in records if r["kind"] == "answers"))
+    tried = [f"needle count {n}" for n in (4, 2, 1) if n >= count]
+    assert stages[: len(tried) + 1] == [*tried, "at original length"]
+    size = (tmp_path / "results.jsonl").stat().st_size
+    assert plain(ran(model, tmp_path, job)) == plain(first)
+    assert (tmp_path / "results.jsonl").stat().st_size == size
+
+
+def test_the_needles_are_counted_in_the_original_setting_at_half_the_training_length() -> None:
+    task = dataclasses.replace(JOB, depths=0, setting="noisy").count_task(TEXT)
+    assert (task.setting, task.length, task.protocol) == ("original", 128, "multi")
+
+
+def test_a_job_keeps_the_depths_that_were_asked_for() -> None:
+    about = {"name": "m", "revision": None, "fingerprint": "f"}
+    job = dataclasses.replace(JOB, depths=0)
+    assert job.settings(about, {})["depths"] == 0
+    assert dataclasses.replace(job, protocol="single").task(TEXT).depths == 10
+
+
 def test_a_finished_run_measures_more_only_when_given_more_time(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -117,7 +173,8 @@ def test_a_finished_run_measures_more_only_when_given_more_time(
     assert (tmp_path / "results.jsonl").stat().st_size == size
     more = ran(model, tmp_path, dataclasses.replace(JOB, budget=600.0))
     assert [c.name for c, _ in more.rules] == [c.name for c, _ in first.rules]
-    assert (len(first.final["plain"]), len(more.final["plain"])) == (2 * 2, 4 * 2)
+    least = extend_module.LEAST_FINAL_MEASUREMENTS // len(first.final)
+    assert (len(first.final["plain"]), len(more.final["plain"])) == (least * 2, 4 * 2)
     assert more.final["plain"][: len(first.final["plain"])] == first.final["plain"]
 
 
@@ -136,7 +193,7 @@ def test_statistics_of_another_run_are_not_taken_for_this_ones(tmp_path: Path) -
 
 
 def test_parts_of_the_text_are_disjoint_and_cover_it() -> None:
-    first, second, third = split_text(TEXT, byte_tokenizer(), JOB)
+    first, second, third = split_text(TEXT, byte_tokenizer(), 300, 256)
     assert first.text + second.text + third.text == TEXT.text
     assert len({part.name for part in (first, second, third)}) == 3
 
@@ -147,8 +204,9 @@ def test_parts_of_the_text_are_disjoint_and_cover_it() -> None:
         ({"text": text_of(story(100), "short story")}, r"about [\d,]+ tokens but [\d,]+ are needed"),
         ({"setting": "loud"}, "setting"),
         ({"protocol": "none"}, "protocol"),
-        ({"depths": 0}, "depths"),
+        ({"depths": -1}, "depths"),
         ({"depths": 40}, "length"),
+        ({"depths": 0, "original_length": 64}, "depths=0: 32 tokens"),
     ],
 )
 def test_a_job_that_cannot_be_done_is_refused_before_any_pass(
@@ -167,7 +225,7 @@ def test_a_part_that_is_too_poor_in_tokens_is_found_at_once() -> None:
     """The size in tokens is judged by the text's middle; its end, here one long word, may be unlike it."""
     text = text_of(story(700) + "x" * 9000, "story with a poor end")
     tokenizer = word_tokenizer()
-    assert len(split_text(text, tokenizer, JOB)[2].text) < 9000
+    assert len(split_text(text, tokenizer, 300, 256)[2].text) < 9000
     with pytest.raises(ArgumentError, match="part 3 of 3"):
         prepared_text(dataclasses.replace(JOB, text=text), tokenizer)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import time
+import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -12,6 +12,7 @@ from torch import nn
 from ropewalk.encodings.per_layer import PerLayer
 from ropewalk.encodings.rope import RoPE
 from ropewalk.errors import ArgumentError
+from ropewalk.evaluation.budget import Clock, unit_seconds
 from ropewalk.evaluation.calibration import calibrate
 from ropewalk.evaluation.candidates import (
     Candidate,
@@ -23,12 +24,14 @@ from ropewalk.evaluation.candidates import (
 )
 from ropewalk.evaluation.halving import halve
 from ropewalk.evaluation.likelihood import short_cost, short_lengths
+from ropewalk.evaluation.needle_count import NeedleCount, fitting_counts, needle_count
 from ropewalk.evaluation.read import Reader
 from ropewalk.evaluation.remaps import is_rotation, remap_candidates
 from ropewalk.evaluation.score import Answer, PairedDifference, paired_difference
 from ropewalk.evaluation.store import Store
 from ropewalk.evaluation.sweep import Done, Sweep
-from ropewalk.tasks.haystack import Text, characters_per_token, draw_window, text_of
+from ropewalk.evaluation.text_parts import split_text
+from ropewalk.tasks.haystack import Text, draw_window
 from ropewalk.tasks.needle import NeedleTask
 
 # Shares of the time that is left after the first measurements.
@@ -43,14 +46,18 @@ MOST_FINAL_PROMPTS, LEAST_FINAL_MEASUREMENTS = 24, 6
 
 @dataclass(frozen=True)
 class Job:
-    """What is asked for: lengths in tokens, the budget in seconds."""
+    """What is asked for: lengths in tokens, the budget in seconds.
+
+    `depths` 0 lets the model decide how many needles a haystack has (`needle_count`); with the protocol `single`, whose
+    haystacks have one each, it is 10 depths.
+    """
 
     target_length: int
     original_length: int
     text: Text
     setting: str = "original"
     protocol: str = "multi"
-    depths: int = 10
+    depths: int = 0
     seed: int = 0
     budget: float = 1800.0
     noise_tokens: int = 16
@@ -67,6 +74,8 @@ class Job:
             )
         if self.budget <= 0:
             raise ArgumentError("budget", self.budget, "must be above 0 seconds")
+        if self.protocol == "single" and self.depths == 0:
+            object.__setattr__(self, "depths", 10)
 
     def settings(self, model: Mapping[str, Any], identity: Mapping[str, str | None]) -> dict[str, Any]:
         """What must be the same for a run to go on, `model` being what `describe` tells; the budget may grow."""
@@ -94,12 +103,18 @@ class Job:
             noise_tokens=self.noise_tokens,
         )
 
+    def count_task(self, text: Text) -> NeedleTask:
+        """The task that decides the number of needles; its depths are a placeholder."""
+        job = dataclasses.replace(self, depths=1, setting="original")
+        return job.task(text, self.original_length // 2)
+
 
 @dataclass
 class Outcome:
-    """All that was found; answers by candidate name."""
+    """All that was found; answers by candidate name. `job.depths` is as decided, if `needle_count` was."""
 
     job: Job
+    needle_count: NeedleCount | None = None
     at_original: list[Answer] = field(default_factory=list)
     rules: list[tuple[Candidate, list[Answer]]] = field(default_factory=list)
     dope: list[tuple[Candidate, list[Answer]]] = field(default_factory=list)
@@ -124,18 +139,6 @@ class Outcome:
         return paired_difference([a for a in plan if a.prompt in shared], [a for a in rule if a.prompt in shared])
 
 
-class Clock:
-    """The budget: seconds spent, by earlier runs too, and seconds left."""
-
-    def __init__(self, budget: float, spent_before: float):
-        self._budget, self._spent_before, self._began = budget, spent_before, time.monotonic()
-
-    @property
-    def left(self) -> float:
-        """Seconds left of the budget; below 0 once it is overdrawn."""
-        return self._budget - self._spent_before - (time.monotonic() - self._began)
-
-
 def extend(
     model: nn.Module,
     tokenizer: Any,
@@ -144,6 +147,7 @@ def extend(
     on_start: Callable[[str, str, str], None] = lambda *_: None,
     on_done: Callable[[Done], None] = lambda _: None,
     saved: RoPE | PerLayer | None = None,
+    on_needle_count: Callable[[NeedleCount], None] = lambda _: None,
 ) -> Outcome:
     """Measure the model at and past its training length, search rules and DoPE plans, and judge on fresh prompts.
 
@@ -152,18 +156,20 @@ def extend(
     it; a run that was stopped goes on there.
 
     `saved` is the rotation that the model was saved with and that `as_saved` took off it; None for its architecture's.
+    `on_needle_count` is called when the number of needles is decided.
     """
     clock = Clock(job.budget, sum(r.get("seconds", 0.0) for r in store.records()))
     search_text, final_text, held_out = prepared_text(job, tokenizer)
     sweep = Sweep(Reader(model, tokenizer), store, on_start, on_done)
     own, stretched = rotation_to_stretch(model, job.original_length, saved)
+    plain = plain_candidate(own)
+    job, count = decided(job, sweep, plain, search_text, on_needle_count)
     task = job.task(search_text)
-    outcome = Outcome(job, plain=plain_candidate(own))
-    assert outcome.plain is not None
+    outcome = Outcome(job, count, plain=plain)
 
-    at_original = sweep.measure("at original length", [outcome.plain], job.task(search_text, job.original_length), [0])
+    at_original = sweep.measure("at original length", [plain], job.task(search_text, job.original_length), [0])
     outcome.at_original = at_original["plain"]
-    beyond = sweep.measure("rules", [outcome.plain], task, [0])
+    beyond = sweep.measure("rules", [plain], task, [0])
     unit = unit_seconds(store, "rules", "plain")
     reserve = 2 * unit + short_cost_seconds(store, job)
 
@@ -171,7 +177,7 @@ def extend(
     rules[REMAPS_AT:REMAPS_AT] = remap_candidates(model, own, job.original_length, job.target_length, stretched)
     units = int((clock.left - reserve) * RULES_SHARE / unit)
     found = halve(sweep, "rules", rules, task, max(3, units))
-    outcome.rules = [*found, (outcome.plain, beyond["plain"])]
+    outcome.rules = [*found, (plain, beyond["plain"])]
     outcome.best_rule = found[0][0]
     # DoPE takes rotations away, so it needs a rule on one rotation; a remap has several.
     rule = next(c for c, _ in found if is_rotation(c.encoding))
@@ -184,14 +190,25 @@ def extend(
     outcome.dope = halve(sweep, "dope", [rule, *plans], task, max(3, units), DOPE_FIRST)
     outcome.best_dope = next(c for c, _ in outcome.dope if c is not rule)
 
-    arms = [outcome.plain, outcome.best_rule]
+    arms = [plain, outcome.best_rule]
     # A plan that is behind its rule on the prompts that chose it isn't worth the judgement's time.
     arms += [outcome.best_dope] if outcome.in_search().difference.mean < 0 else []
     judge(sweep, arms, job.task(final_text), clock, unit, short_cost_seconds(store, job), outcome)
     outcome.winner = decide(outcome)
-    arms = [outcome.plain, outcome.winner]
+    arms = [plain, outcome.winner]
     outcome.short = short_cost(model, tokenizer, held_out, job.original_length, arms, store, on_start)
     return outcome
+
+
+def decided(
+    job: Job, sweep: Sweep, plain: Candidate, text: Text, on_needle_count: Callable[[NeedleCount], None]
+) -> tuple[Job, NeedleCount | None]:
+    """The job with its number of needles, and how that was decided; a job that tells it stays as it is."""
+    if job.depths != 0:
+        return job, None
+    count = needle_count(sweep, plain, job.count_task(text))
+    on_needle_count(count)
+    return dataclasses.replace(job, depths=count.count), count
 
 
 def prepared_text(job: Job, tokenizer: Any) -> tuple[Text, Text, Text]:
@@ -199,35 +216,16 @@ def prepared_text(job: Job, tokenizer: Any) -> tuple[Text, Text, Text]:
 
     Raises ArgumentError for anything in the job that would stop it later.
     """
-    parts = split_text(job.text, tokenizer, job)
+    parts = split_text(job.text, tokenizer, job.target_length, job.original_length)
     search_text, final_text, held_out = parts
+    if job.depths == 0:
+        fitting = fitting_counts(job.count_task(search_text), tokenizer)
+        job = dataclasses.replace(job, depths=max(fitting))
     job.task(search_text, job.original_length).prompts(tokenizer, 1)
     job.task(search_text).prompts(tokenizer, 1)
     job.task(final_text).prompts(tokenizer, 1, first=FINAL_FIRST)
     draw_window(held_out, tokenizer, job.original_length, 0.0)
     return parts
-
-
-def split_text(text: Text, tokenizer: Any, job: Job) -> tuple[Text, Text, Text]:
-    """Three parts of a text: for the search, for the judgement, and for the cost on short inputs.
-
-    Raises ArgumentError when the text is too short to give each its own.
-    """
-    per_token = 1.25 * characters_per_token(text.text, tokenizer)
-    size = len(text.text)
-    last = max(int(0.1 * size), int(job.original_length * per_token) + 2000)
-    half = (size - last) // 2
-    if half < job.target_length * per_token + 2000:
-        needed = int(2 * job.target_length + job.original_length + 4000 / per_token)
-        found = int(size / per_token)
-        remedy = (
-            f"has about {found:,} tokens but {needed:,} are needed (two parts of {job.target_length:,} and one of "
-            f"{job.original_length:,}, so that nothing is judged on what chose it); give a longer text"
-        )
-        raise ArgumentError("text", text.name, remedy)
-    parts = text.text[:half], text.text[half : 2 * half], text.text[2 * half :]
-    first, second, third = (text_of(part, f"{text.name}, part {i + 1} of 3") for i, part in enumerate(parts))
-    return first, second, third
 
 
 def judge(
@@ -273,15 +271,6 @@ def decide(outcome: Outcome) -> Candidate:
 def is_gain(difference: PairedDifference) -> bool:
     """Whether a difference is an improvement beyond chance, and large enough to matter."""
     return difference.is_better and difference.difference.mean <= -LEAST_GAIN
-
-
-def unit_seconds(store: Store, stage: str, candidate: str) -> float:
-    """Seconds of one measurement, from the first one made."""
-    return next(
-        float(r["seconds"])
-        for r in store.records()
-        if r.get("kind") == "answers" and r["stage"] == stage and r["candidate"] == candidate
-    )
 
 
 def short_cost_seconds(store: Store, job: Job) -> float:

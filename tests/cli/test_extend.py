@@ -83,6 +83,24 @@ def test_extend_writes_plan_records_summary_and_picture(
     assert tokens.shape == (1, 603)
 
 
+def test_without_depths_the_model_decides_how_many_needles(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = [one for one in arguments(folder, tmp_path, budget="1s") if not one.startswith("--depths")]
+    assert main(given) == OK
+    said = "1 needle a haystack: at 256 tokens, half its training length, the model answers 0 of 5 right"
+    printed = capsys.readouterr().out
+    assert printed.count(said) == 1 and printed.index(said) < printed.index("at original length")
+    settings, records = read_records(tmp_path / "results.jsonl")
+    assert settings["depths"] == 0
+    judged = [r for r in records if r["kind"] == "answers" and r["stage"] == "final"]
+    assert {len(r["answers"]) for r in judged} == {1}
+    assert said in (tmp_path / "summary.md").read_text() and said in (tmp_path / "report.html").read_text()
+    finished = (tmp_path / "results.jsonl").read_text()
+    assert main(given) == OK
+    assert (tmp_path / "results.jsonl").read_text() == finished and said in capsys.readouterr().out
+
+
 def test_a_stopped_run_goes_on_and_repeats_nothing(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

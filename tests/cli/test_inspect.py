@@ -25,6 +25,7 @@ from ropewalk.frequencies import NTK
 from ropewalk.hf import install
 from ropewalk.hf.plan import Plan
 from ropewalk.report import head_figures
+from ropewalk.tasks.needle_kinds import KINDS
 
 
 @pytest.fixture(scope="module")
@@ -67,7 +68,8 @@ def test_inspect_writes_record_json_pictures_and_page(
     assert read["queries"] == len(found["tokens"]) - FIRST_QUERY
     assert read["text"]["name"].endswith("text.txt") and read["versions"]["torch"] == torch.__version__
     begin, end = read["needle"]
-    assert "special magic number" in byte_tokenizer().decode(found["tokens"][begin:end])
+    said = byte_tokenizer().decode(found["tokens"][begin:end])
+    assert any(said.startswith(f" {kind.answer_prefix}") for kind in KINDS)
     assert 0.4 < begin / len(found["tokens"]) < 0.6
     assert "needle.after" in found and read["command"].startswith("ropewalk inspect")
     top = max(read["heads"], key=lambda head: head["largest"])

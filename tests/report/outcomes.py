@@ -34,7 +34,7 @@ def outcome(
     plain: float, rule: float, dope: float, prompts: int = 6, target: int = 11000, original: int = 8192
 ) -> Outcome:
     """An outcome with these mean NLLs in the judgement."""
-    job = Job(target, original, text_of("Some text.", "kjv"))
+    job = Job(target, original, text_of("Some text.", "kjv"), depths=10)
     made = Outcome(job, plain=PLAIN, best_rule=RULE, dope_rule=RULE, best_dope=DOPE)
     made.at_original = answers(0.5, 4, 1, "at original")
     made.rules = [(RULE, answers(rule, 8, 2, "search")), (PLAIN, answers(plain, 2, 1, "search"))]

@@ -15,6 +15,7 @@ from tests.report.pages import HOSTILE, Element, parsed
 from ropewalk.analysis.statistics import Statistics
 from ropewalk.errors import ArgumentError
 from ropewalk.evaluation.calibration import FILE
+from ropewalk.evaluation.needle_count import NeedleCount
 from ropewalk.evaluation.score import Answer
 from ropewalk.extend import Outcome
 from ropewalk.report.extend_page import extend_page, write_report
@@ -68,6 +69,15 @@ def test_verdict_tables_and_sections() -> None:
     assert [row[0] for row in table(root, 5)[1:]] == [DOPE.name, RULE.name]
     assert root.all("pre")[0].text == "ropewalk extend smollm2 --length 11000"
     assert "abababababababab" in root.all("dl")[0].text and "torch" in root.all("dl")[0].text
+
+
+def test_how_the_number_of_needles_was_decided_is_above_the_tables() -> None:
+    made = outcome(plain=2.2, rule=0.95, dope=0.60)
+    assert "a haystack:" not in text(made)
+    made.needle_count = NeedleCount(4, 4096, {10: (5, 10), 4: (10, 12)})
+    said = text(made)
+    assert 0 < said.index(made.needle_count.text()) < said.index("| encoding")
+    assert page(made).all("section")[0].all("p")[0].text == made.needle_count.text()
 
 
 @pytest.mark.parametrize(("prompts", "warned"), [(3, True), (6, False)])

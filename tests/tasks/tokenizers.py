@@ -8,6 +8,9 @@ import random
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
+from ropewalk.tasks.needle import Wording
+from ropewalk.tasks.needle_kinds import KINDS
+
 CHAT = (
     "{{ bos_token }}{% for m in messages %}[{{ m['role'] }}] {{ m['content'] | trim }} </s>{% endfor %}"
     "{% if add_generation_prompt %}[assistant] {% endif %}"
@@ -23,6 +26,12 @@ def story(sentences: int, seed: int = 1) -> str:
         said = " ".join(rng.choice(words) for _ in range(rng.randint(4, 12)))
         lines.append(f"The {said} {i}.")
     return "\n".join(" ".join(lines[i : i + 6]) for i in range(0, sentences, 6))
+
+
+def needles() -> str:
+    """The needle task's sentences and questions."""
+    said = [f"{kind.told('4132')} {kind.question}" for kind in KINDS]
+    return " ".join([Wording().instruction, *said])
 
 
 def _wrapped(tokenizer: Tokenizer, chat: bool) -> PreTrainedTokenizerFast:
@@ -53,5 +62,6 @@ def byte_tokenizer(chat: bool = False) -> PreTrainedTokenizerFast:
         vocab_size=600, special_tokens=["<unk>", "<s>", "</s>"], show_progress=False,
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
     )  # fmt: skip
-    tokenizer.train_from_iterator([story(400), "The special magic number for Oslo is 4132."] * 5, trainer)
+    # Mostly the story, so that every one-digit number has a token together with its space.
+    tokenizer.train_from_iterator([*[story(400)] * 5, needles()], trainer)
     return _wrapped(tokenizer, chat)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,7 +13,14 @@ from ropewalk.cli.options import duration, given_command, plain_console, prepare
 
 if TYPE_CHECKING:
     from ropewalk.evaluation.as_saved import AsSaved
+    from ropewalk.evaluation.needle_count import NeedleCount
     from ropewalk.extend import Outcome
+
+
+_DEPTHS = (
+    "Needles a haystack, at depths from 0 to 1; 0: the largest of 10, 4, 2 and 1 that the model answers 0.8 right at "
+    "half its training length."
+)
 
 
 def extend_model(
@@ -28,7 +36,7 @@ def extend_model(
     ),
     setting: Annotated[str, typer.Option(help="original, or noisy: start tokens after each needle.")] = "original",
     protocol: Annotated[str, typer.Option(help="multi: many needles a haystack; single: one.")] = "multi",
-    depths: Annotated[int, typer.Option(help="Depths, from 0 to 1.")] = 10,
+    depths: Annotated[int, typer.Option(help=_DEPTHS)] = 0,
     seed: Annotated[int, typer.Option(help="Seed of the prompts.")] = 0,
     original_length: Annotated[int, typer.Option(help="Training length; 0: as the config says.")] = 0,
     when: Annotated[str, typer.Option(help="long: the plan applies past the training length; or always.")] = "long",
@@ -56,10 +64,9 @@ def extend_model(
     loaded, tokenizer = load_model(model, revision=revision or None, trust_remote_code=trust_remote_code)
     saved = as_saved(loaded, model)
     _check_rotation(loaded, saved, model, when)
-    about = saved.about
     job = Job(
         target_length=length,
-        original_length=original_length or about["original_length"],
+        original_length=original_length or saved.about["original_length"],
         text=haystack,
         setting=setting,
         protocol=protocol,
@@ -68,12 +75,13 @@ def extend_model(
         budget=seconds,
     )
     prepared_text(job, tokenizer)
-    with Store(folder / "results.jsonl", job.settings(about, identity(loaded, tokenizer))) as store:
+    with Store(folder / "results.jsonl", job.settings(saved.about, identity(loaded, tokenizer))) as store:
         tell_damage(console, store)
         spent = sum(record.get("seconds", 0.0) for record in store.records())
+        told = partial(_tell_needle_count, console)
         with Watch(console, seconds, spent).shown() as watch:
-            outcome = extend(loaded, tokenizer, job, store, watch.start, watch.done, saved.rotation)
-    _save(loaded, about, outcome, when, folder, given_command(ctx, "extend", argument="model"))
+            outcome = extend(loaded, tokenizer, job, store, watch.start, watch.done, saved.rotation, told)
+    _save(loaded, saved.about, outcome, when, folder, given_command(ctx, "extend", argument="model"))
     _print(console, outcome, folder)
 
 
@@ -88,6 +96,10 @@ def _check_rotation(model: Any, saved: AsSaved, name: str, when: str) -> None:
     if when == "long" and saved.rotation != own_rotation(model):
         remedy = f"a plan leaves short inputs to the architecture's rotation, and {name} was saved with another"
         raise ArgumentError("when", when, f"{remedy}; give always")
+
+
+def _tell_needle_count(console: Console, count: NeedleCount) -> None:
+    console.print(count.text(), markup=False, highlight=False, soft_wrap=True)
 
 
 def _save(model: Any, about: dict[str, Any], outcome: Outcome, when: str, folder: Path, command: str) -> None:

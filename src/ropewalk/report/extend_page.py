@@ -83,9 +83,10 @@ def write_report(outcome: Outcome, command: str, model: dict[str, Any], folder: 
 def extend_page(outcome: Outcome, command: str, model: dict[str, Any], statistics: Statistics, records: bytes) -> Page:
     """The page of an outcome; `statistics` are of the heads under the best rule, `records` the file of all answers."""
     job, (rules_title, dope_title) = outcome.job, search_titles(outcome)
-    warning = few_prompts(outcome)
+    count, warning = outcome.needle_count, few_prompts(outcome)
     parts: list[Part] = [
         Section("Judged on prompts that no choice had seen"),
+        *([Paragraph(count.text())] if count else []),
         Table(HEADER, [row.cells() for row in final_rows(outcome)]),
         Paragraph(setup(outcome)),
         *([Paragraph(warning)] if warning else []),

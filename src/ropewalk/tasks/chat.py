@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import takewhile
 from typing import TYPE_CHECKING
 
@@ -35,13 +35,19 @@ _TIME = {"%H": "00", "%M": "00", "%S": "00"}
 class Frame:
     """What goes before and after a haystack.
 
-    `head`: the token ids before it. `question` + `tail` + `answer_prefix`: the text after it, with {key}.
+    `head`: the token ids before it. `question` + `tail` + `answer_prefix`: the text after it, with {key}; or the
+    question has {question}, which `for_question` fills in.
     """
 
     head: tuple[int, ...]
     question: str
     tail: str
     answer_prefix: str
+
+    def for_question(self, question: str, answer_prefix: str) -> Frame:
+        """The frame with {question} filled in and the reply begun with this prefix."""
+        said = self.question.replace("{question}", question)
+        return replace(self, question=said, answer_prefix=answer_prefix)
 
     def ask(
         self, tokenizer: PreTrainedTokenizerBase, key: str, value: str, end: str = ""
