@@ -7,11 +7,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ropewalk.attention.remapped import attend_remapped
 from ropewalk.attention.scored import attend_biased, attend_scored
 from ropewalk.attention.vectors import attend_vectors
 from ropewalk.attention.visible import Visible, check_mask
 from ropewalk.encodings.base import BiasModule, Encoding, EncodingModule, RotaryModule, ScoreModule
 from ropewalk.encodings.positions import Positions, is_run, of_queries_and_keys
+from ropewalk.encodings.remap import RemapModule
 from ropewalk.errors import ArgumentError
 from ropewalk.schedule import check_flag, is_finite_number
 
@@ -71,6 +73,8 @@ def attend(
             raise ArgumentError("num_heads", module.num_heads, f"the queries have {q.shape[1]} heads")
         counts_up = positions is None or is_run(of_queries, of_keys)
         return attend_biased(module, q, k, v, (of_queries, of_keys), visible, scale, dropout, counts_up)
+    if isinstance(module, RemapModule):
+        return attend_remapped(module, q, k, v, (of_queries, of_keys), visible, scale, dropout)
     if isinstance(module, ScoreModule):
         return attend_scored(module, q, k, v, (of_queries, of_keys), visible, scale, dropout)
     remedy = "it is added to the token vectors, not used in attention: add module.embed(positions) to those"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -56,6 +57,13 @@ class Visible:
             return None
         part = self.mask if self.mask.shape[-2] == 1 else self.mask[..., first:last, :]
         return part if part.shape[-1] == 1 else part[..., begin:end]
+
+
+def hiding(mask: Tensor) -> Tensor:
+    """A mask of numbers in which -inf hides: transformers' masks hide with the dtype's lowest number."""
+    if mask.dtype == torch.bool:
+        return mask
+    return mask.masked_fill(mask <= torch.finfo(mask.dtype).min / 2, -math.inf)
 
 
 def check_mask(argument: str, mask: Any, shape: tuple[int, int, int, int]) -> Tensor | None:

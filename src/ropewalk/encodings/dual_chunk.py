@@ -8,7 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from ropewalk.encodings.remap import Remap, RemapModule
+from ropewalk.encodings.remap import Part, Remap, RemapModule
 from ropewalk.errors import ArgumentError
 from ropewalk.schedule import check_length
 
@@ -62,6 +62,10 @@ class DualChunk(Remap):
         """c - 1, where a query stands for keys at least two chunks back."""
         return self.chunk_size + self._window - 1
 
+    @property
+    def sizes(self) -> str:
+        return f"{self.chunk_size}/{self.local_size}"
+
     def largest_distance(self, length: int) -> int:
         """The largest relative position in `length` tokens: c - 1 once they fill c."""
         check_length("length", length)
@@ -76,6 +80,7 @@ class DualChunkModule(RemapModule):
     """Dual chunk attention with its RoPE's frequencies at hand; `keys` gives the keys rotated once."""
 
     key_of_piece = (0, 0, 0)
+    cached_key = 0
 
     def __init__(self, encoding: DualChunk):
         super().__init__(encoding.single_rope())
@@ -93,3 +98,15 @@ class DualChunkModule(RemapModule):
         size = self.encoding.chunk_size
         chunks_back = (of_queries // size)[:, :, None] - (of_keys // size)[:, None, :]
         return chunks_back.clamp(0, 2).to(torch.int8)
+
+    def parts(self, queries: range, keys: range) -> list[Part]:
+        size, found = self.encoding.chunk_size, []
+        for chunk in range(queries.start // size, (queries.stop - 1) // size + 1):
+            inside = max(chunk * size, queries.start), min((chunk + 1) * size, queries.stop)
+            rows = inside[0] - queries.start, inside[1] - queries.start
+            # Where this chunk and the one before begin, among the keys at hand.
+            own, before = (min(max(start - keys.start, 0), len(keys)) for start in (chunk * size, (chunk - 1) * size))
+            found.append(Part(0, rows, (own, min(inside[1] - keys.start, len(keys))), 0, None))
+            found.append(Part(1, rows, (before, own), None, None))
+            found.append(Part(2, rows, (0, before), None, None))
+        return [part for part in found if part.keys[0] < part.keys[1]]

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import ClassVar
+from collections.abc import Callable, Hashable
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
 
-from ropewalk.encodings.base import Encoding, ScoreModule
+from ropewalk.encodings.base import Encoding, ScoreModule, Tables
 from ropewalk.encodings.per_layer import PerLayer
 from ropewalk.encodings.products import grouped_products
-from ropewalk.encodings.rope import RoPE, RoPEModule
+from ropewalk.encodings.rope import RoPE, RoPEModule, spread
 from ropewalk.errors import ArgumentError
+
+# Tables kept: those of each piece and side, for the lengths at hand.
+_MOST_TURNS = 12
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,6 +45,11 @@ class Remap(Encoding):
         """The largest relative position that queries meet in `length` tokens; keep it under the training length."""
         raise NotImplementedError
 
+    @property
+    def sizes(self) -> str:
+        """Its sizes in tokens, as names of candidates have them."""
+        raise NotImplementedError
+
     def single_rope(self) -> RoPE:
         """The RoPE; an error that names `at` when layers differ."""
         if isinstance(self.rope, PerLayer):
@@ -48,21 +57,46 @@ class Remap(Encoding):
         return self.rope
 
 
+class Part(NamedTuple):
+    """Pairs of query and key that take one piece of a remap's scores, among queries and keys that count up by one.
+
+    Those of queries first..last-1 and keys begin..end-1 (indices) whose distance, the query's position minus the
+    key's, is at least `nearest` and under `furthest`; None is no limit.
+    """
+
+    piece: int
+    queries: tuple[int, int]
+    keys: tuple[int, int]
+    nearest: int | None
+    furthest: int | None
+
+
+class Turn(NamedTuple):
+    """Where tokens stand for a piece: positions (1 or B, N), and the RoPE's (cos, sin) there."""
+
+    positions: Tensor
+    tables: Tables
+
+
 class RemapModule(ScoreModule):
     """The module of a remap, without parameters.
 
     A subclass says at which positions keys and queries are rotated for each piece of the scores, and which piece each
-    pair of query and key takes. Every piece carries the length rule's attention scale, as both of its sides are
-    rotated by the RoPE's own tables. Scores have q's dtype, angles are float32.
+    pair of query and key takes: pair by pair (`piece_of_pair`), and for causal attention over positions that count up
+    by one as ranges of distances (`parts`). Every piece carries the length rule's attention scale, as both of its
+    sides are rotated by the RoPE's own tables. Scores have q's dtype, angles are float32.
     """
 
     # For each piece, which of the tensors from `keys` it reads.
-    key_of_piece: ClassVar[tuple[int, ...]]
+    key_of_piece: tuple[int, ...]
+    # Which of those a key/value cache keeps, the others being made of it; None: it keeps content.
+    cached_key: int | None
 
     def __init__(self, rope: RoPE):
         super().__init__()
         self.rope = RoPEModule(rope)
         self.head_dim = rope.head_dim
+        self._turns: dict[Hashable, Turn] = {}
 
     def key_positions(self, of_keys: Tensor) -> tuple[Tensor, ...]:
         """The positions of each tensor that `keys` gives, each (B, M), for int64 positions (B, M)."""
@@ -76,9 +110,82 @@ class RemapModule(ScoreModule):
         """The number of the piece that each pair takes, (B, N, M), for int64 positions (B, N) and (B, M)."""
         raise NotImplementedError
 
+    def parts(self, queries: range, keys: range) -> list[Part]:
+        """The pieces of causal attention between queries and keys at consecutive positions, each pair once."""
+        raise NotImplementedError
+
+    def query_turn(self, piece: int, of_queries: Tensor, dtype: torch.dtype) -> Turn:
+        """Where queries at int64 positions (1 or B, N) stand in a piece."""
+        own = self.query_positions(of_queries)[piece]
+        return Turn(own, self.rope.tables(own, dtype))
+
+    def key_turn(self, index: int, of_keys: Tensor, dtype: torch.dtype) -> Turn:
+        """Where keys at int64 positions (1 or B, M) stand in tensor `index` of `keys`."""
+        own = self.key_positions(of_keys)[index]
+        return Turn(own, self.rope.tables(own, dtype))
+
+    def turned_query(self, q: Tensor, piece: int, turn: Turn) -> Tensor:
+        """Queries (B, H, N, d) as a piece compares them."""
+        return self.rope.rotate(q, *turn.tables)
+
+    def turned_key(self, k: Tensor, index: int, turn: Turn) -> Tensor:
+        """Keys (B, G, M, d) as tensor `index` of `keys` holds them: (B, G or H, M, d)."""
+        return self.rope.rotate(k, *turn.tables)
+
     def keys(self, k: Tensor, of_keys: Tensor) -> tuple[Tensor, ...]:
         """The keys k (B, G, M, d) at positions (1, M) or (B, M), once for each rotation they need."""
-        return tuple(self._rotated(k, positions) for positions in self.key_positions(of_keys.long()))
+        of_keys = of_keys.long()
+        return tuple(
+            self.turned_key(k, index, self.key_turn(index, of_keys, k.dtype))
+            for index in range(max(self.key_of_piece) + 1)
+        )
+
+    def stored(self, k: Tensor, of_keys: Tensor) -> Tensor:
+        """What a cache keeps of content k (B, G, M, d) at positions (1 or B, M): one rotation of it, or itself."""
+        if self.cached_key is None:
+            return k
+        return self.turned_key(k, self.cached_key, self.key_turn(self.cached_key, of_keys.long(), k.dtype))
+
+    def key_run(self, k: Tensor, index: int, first: int, is_stored: bool) -> Tensor:
+        """Tensor `index` of `keys` for k (B, G, M, d) at positions first, first + 1 ...
+
+        `is_stored`: k is what `stored` gave. Tables are made once for all layers that share the module.
+        """
+        if not is_stored or self.cached_key is None:
+            turn = self._kept("key", index, first, k, lambda p: self.key_turn(index, p, k.dtype))
+            return self.turned_key(k, index, turn)
+        if index == self.cached_key:
+            return k
+        turn = self._kept("between", index, first, k, lambda p: self._between(index, p, k.dtype))
+        return self.rope.rotate(k, *turn.tables)
+
+    def query_run(self, q: Tensor, piece: int, first: int) -> Tensor:
+        """Queries (B, H, N, d) at positions first, first + 1 ... as a piece compares them."""
+        turn = self._kept("query", piece, first, q, lambda p: self.query_turn(piece, p, q.dtype))
+        return self.turned_query(q, piece, turn)
+
+    def _kept(self, what: str, number: int, first: int, x: Tensor, make: Callable[[Tensor], Turn]) -> Turn:
+        key = what, number, first, x.shape[2], x.dtype, x.device
+        if key not in self._turns:
+            while len(self._turns) >= _MOST_TURNS:
+                del self._turns[next(iter(self._turns))]
+            # Tables made under inference_mode couldn't be trained with afterwards; these are kept.
+            with torch.inference_mode(False), torch.no_grad():
+                positions = torch.arange(first, first + x.shape[2], device=x.device)[None]
+                self._turns[key] = make(positions)
+        return self._turns[key]
+
+    def _between(self, index: int, of_keys: Tensor, dtype: torch.dtype) -> Turn:
+        """From the cached rotation to another one. Angles add up, so what turns is their difference, without scale.
+
+        The difference of the float32 angles is taken in float64: so the sum is the other rotation to the last bits.
+        """
+        assert self.cached_key is not None
+        own = self.key_positions(of_keys)
+        there, here = (own[i][..., None].float() * self.rope.frequencies for i in (index, self.cached_key))
+        angles = there.double() - here.double()
+        layout = self.rope.encoding.layout
+        return Turn(own[index], (spread(angles.cos().to(dtype), layout), spread(angles.sin().to(dtype), layout)))
 
     def scores(
         self,
@@ -98,13 +205,14 @@ class RemapModule(ScoreModule):
         pieces = self.piece_of_pair(of_queries, of_keys)
         shape = (q.shape[0], q.shape[1], q.shape[2], of_keys.shape[-1])
         found: Tensor | None = None
-        for number, positions in enumerate(self.query_positions(of_queries)):
+        for number in range(len(self.key_of_piece)):
             taken = pieces == number
             first, last = _columns(taken)
             if first == last:
                 continue
             key = keys[self.key_of_piece[number]][:, :, first:last]
-            piece = grouped_products(self._rotated(q, positions), key) * scale
+            query = self.turned_query(q, number, self.query_turn(number, of_queries, q.dtype))
+            piece = grouped_products(query, key) * scale
             if found is None and last - first == shape[-1]:
                 found = piece  # pairs of other pieces are overwritten below
                 continue
@@ -113,8 +221,11 @@ class RemapModule(ScoreModule):
             found[..., first:last] = torch.where(taken[:, None, :, first:last], piece, old)
         return q.new_zeros(shape) if found is None else found
 
-    def _rotated(self, x: Tensor, positions: Tensor) -> Tensor:
-        return self.rope.rotate(x, *self.rope.tables(positions, x.dtype))
+
+def near_and_far(window: int, queries: range, keys: range) -> list[Part]:
+    """Two pieces: distances under the window, and from it on."""
+    everything = (0, len(queries)), (0, len(keys))
+    return [Part(0, *everything, 0, window), Part(1, *everything, window, None)]
 
 
 def _columns(taken: Tensor) -> tuple[int, int]:

@@ -8,7 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from ropewalk.encodings.remap import Remap, RemapModule
+from ropewalk.encodings.remap import Part, Remap, RemapModule, near_and_far
 from ropewalk.errors import ArgumentError
 from ropewalk.schedule import check_length, check_positive
 
@@ -45,6 +45,10 @@ class ReRoPE(Remap):
             if self.leak > 1:
                 raise ArgumentError("leak", self.leak, "give at most 1, which is RoPE, or None")
 
+    @property
+    def sizes(self) -> str:
+        return f"{self.window}" if self.leak is None else f"{self.window}/{self.leak:g}"
+
     def largest_distance(self, length: int) -> float:
         """The largest relative position in `length` tokens."""
         check_length("length", length)
@@ -59,6 +63,7 @@ class ReRoPEModule(RemapModule):
     """ReRoPE with its RoPE's frequencies at hand; `keys` gives the keys at their own and at far positions."""
 
     key_of_piece = (0, 1)
+    cached_key = 1
 
     def __init__(self, encoding: ReRoPE):
         super().__init__(encoding.single_rope())
@@ -77,3 +82,6 @@ class ReRoPEModule(RemapModule):
 
     def piece_of_pair(self, of_queries: Tensor, of_keys: Tensor) -> Tensor:
         return (of_queries[:, :, None] - of_keys[:, None, :] >= self.encoding.window).to(torch.int8)
+
+    def parts(self, queries: range, keys: range) -> list[Part]:
+        return near_and_far(self.encoding.window, queries, keys)

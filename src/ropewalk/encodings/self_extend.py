@@ -8,7 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from ropewalk.encodings.remap import Remap, RemapModule
+from ropewalk.encodings.remap import Part, Remap, RemapModule, near_and_far
 from ropewalk.schedule import check_length
 
 
@@ -41,6 +41,10 @@ class SelfExtend(Remap):
         check_length("window", self.window)
         check_length("group", self.group)
 
+    @property
+    def sizes(self) -> str:
+        return f"{self.window}/{self.group}"
+
     def largest_distance(self, length: int) -> int:
         """The largest relative position in `length` tokens."""
         check_length("length", length)
@@ -57,6 +61,7 @@ class SelfExtendModule(RemapModule):
     """Self-Extend with its RoPE's frequencies at hand; `keys` gives the keys rotated twice, exact and grouped."""
 
     key_of_piece = (0, 1)
+    cached_key = 1
 
     def __init__(self, encoding: SelfExtend):
         super().__init__(encoding.single_rope())
@@ -71,3 +76,6 @@ class SelfExtendModule(RemapModule):
 
     def piece_of_pair(self, of_queries: Tensor, of_keys: Tensor) -> Tensor:
         return (of_queries[:, :, None] - of_keys[:, None, :] >= self.encoding.window).to(torch.int8)
+
+    def parts(self, queries: range, keys: range) -> list[Part]:
+        return near_and_far(self.encoding.window, queries, keys)

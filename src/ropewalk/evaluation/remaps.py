@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import math
 from collections.abc import Callable
 
 import torch
@@ -16,12 +15,16 @@ from ropewalk.encodings.remap import Remap
 from ropewalk.encodings.rerope import ReRoPE
 from ropewalk.encodings.rope import RoPE
 from ropewalk.encodings.self_extend import SelfExtend
-from ropewalk.errors import RopewalkError
+from ropewalk.errors import ArgumentError, RopewalkError, unknown_name
 from ropewalk.evaluation.candidates import Candidate
 from ropewalk.hf import installed
 
-# In the order in which a search tries them.
-REMAPS = (SelfExtend.kind, DualChunk.kind, ReRoPE.kind)
+# The kinds by name, with the settings that a search tries: windows as a share of the training length, likeliest first,
+# and for Self-Extend the share of it under which the smallest group is to keep all far positions. Past 0.83 a model
+# was seen to lose what its training length still gave it.
+_SELF_EXTEND = ((1 / 4, 0.84), (1 / 8, 0.71), (1 / 2, 0.84))
+_RECTIFIED, _CHUNK = 1 / 2, 3 / 4
+REMAPS = (SelfExtend.kind, ReRoPE.kind, DualChunk.kind)
 
 
 def remap_candidates(
@@ -31,11 +34,15 @@ def remap_candidates(
     target_length: int,
     stretched: Callable[[int], bool] = lambda _: True,
 ) -> list[Candidate]:
-    """Self-Extend, dual chunk attention and ReRoPE on a model's own rotation; those that the model can have."""
+    """Self-Extend with several windows, ReRoPE and dual chunk attention, likeliest first; those a model can have.
+
+    Args and names as in `remap_candidate`.
+    """
     found = []
     for name in REMAPS:
-        with contextlib.suppress(RopewalkError):
-            found.append(remap_candidate(name, model, own, original_length, target_length, stretched))
+        for remap in _sized(name, original_length, target_length):
+            with contextlib.suppress(RopewalkError):
+                found.append(_candidate(model, own, remap, stretched))
     return found
 
 
@@ -47,11 +54,11 @@ def remap_candidate(
     target_length: int,
     stretched: Callable[[int], bool] = lambda _: True,
 ) -> Candidate:
-    """One of `REMAPS` on a model's own rotation, called after its sizes in tokens.
+    """The likeliest of one kind of `REMAPS` on a model's own rotation, called after its sizes in tokens.
 
-    These are such that no distance in `target_length` tokens is above what the model was trained on: a quarter of the
-    training length stays exact under Self-Extend and the smallest group that then suffices holds the rest; chunks of
-    three quarters with a local window of one; half of it under ReRoPE.
+    No distance in `target_length` tokens reaches the training length. Under Self-Extend a quarter of the training
+    length stays exact and the smallest group is taken that keeps far positions under 0.84 of it; half of it stays
+    exact under ReRoPE; dual chunk attention has chunks of three quarters with a local window of one.
 
     Args:
         stretched: whether a layer is remapped; layers with a window don't see far enough to need it.
@@ -59,21 +66,59 @@ def remap_candidate(
     Raises:
         RopewalkError: the model can't have it.
     """
-    window = max(1, original_length // 4)
-    # Distances stay below the training length: floors in both positions can add a group's step to the quotient.
-    group = max(2, math.ceil((target_length - window) / max(1, original_length - window - 1)))
-    chunk = max(1, 3 * original_length // 4)
-    local = max(1, original_length - chunk)
-    half = max(1, original_length // 2)
-    made: dict[str, tuple[str, Callable[[RoPE], Remap]]] = {
-        SelfExtend.kind: (f"{window}/{group}", lambda rope: SelfExtend(rope, window=window, group=group)),
-        DualChunk.kind: (f"{chunk}/{local}", lambda rope: DualChunk(rope, chunk_size=chunk, local_size=local)),
-        ReRoPE.kind: (f"{half}", lambda rope: ReRoPE(rope, window=half)),
-    }
-    sizes, remap = made[name]
+    return _candidate(model, own, _sized(name, original_length, target_length)[0], stretched)
+
+
+def smallest_group(window: int, target_length: int, furthest: float) -> int:
+    """The smallest group of Self-Extend, 2 or more, under which no distance in so many tokens is over `furthest`.
+
+    Raises ArgumentError for a window that leaves no room for far positions.
+    """
+    if window >= furthest:
+        remedy = f"leaves no room for far positions, which are to stay under {furthest:.0f} tokens; give a smaller one"
+        raise ArgumentError("window", window, remedy)
+    group = 2
+    while group < target_length and _largest(window, group, target_length) > furthest:
+        group += 1
+    return group
+
+
+def _largest(window: int, group: int, length: int) -> int:
+    return (length - 1) // group + window - window // group
+
+
+def _sized(name: str, original_length: int, target_length: int) -> list[Callable[[RoPE], Remap]]:
+    """The settings of one kind that suit the lengths, likeliest first."""
+
+    def tokens(share: float) -> int:
+        return max(1, int(share * original_length))
+
+    def self_extend(window: int, group: int) -> Callable[[RoPE], Remap]:
+        return lambda rope: SelfExtend(rope, window=window, group=group)
+
+    if name == SelfExtend.kind:
+        pairs = [
+            (tokens(share), smallest_group(tokens(share), target_length, furthest * original_length))
+            for share, furthest in _SELF_EXTEND
+            if tokens(share) < furthest * original_length
+        ]
+        return [self_extend(*pair) for pair in dict.fromkeys(pairs)]
+    if name == ReRoPE.kind:
+        return [lambda rope: ReRoPE(rope, window=tokens(_RECTIFIED))]
+    if name == DualChunk.kind:
+        chunk = tokens(_CHUNK)
+        return [lambda rope: DualChunk(rope, chunk_size=chunk, local_size=max(1, original_length - chunk))]
+    raise unknown_name("remap", name, REMAPS)
+
+
+def _candidate(
+    model: nn.Module, own: RoPE | PerLayer, remap: Callable[[RoPE], Remap], stretched: Callable[[int], bool]
+) -> Candidate:
     encoding = _remapped(own, remap, stretched)
     _check_serves(model, encoding)
-    return Candidate(f"{name} {sizes}", encoding)
+    each = [encoding] if isinstance(own, RoPE) else [entry for _, entry in getattr(encoding, "layers", ())]
+    made = next(entry for entry in each if isinstance(entry, Remap))
+    return Candidate(f"{made.kind} {made.sizes}", encoding)
 
 
 def is_rotation(encoding: Encoding) -> bool:

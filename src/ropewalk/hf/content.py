@@ -1,13 +1,13 @@
 """Encodings that act where attention happens: queries and keys reach it as content, with their positions beside.
 
 A cache then holds content: keys that no rotation has touched, or PoPE's magnitudes. A changed length rule is exact for
-keys already cached, and PoPE keeps d numbers a key.
+keys already cached, and PoPE keeps d numbers a key. Under a remap of positions it holds keys as they are read from
+afar, unless content is asked for: a decoding step then turns the few near ones only.
 """
 
 from __future__ import annotations
 
 import functools
-import math
 from collections.abc import Callable
 from typing import Any, TypeGuard
 
@@ -15,12 +15,14 @@ import torch
 from torch import Tensor, nn
 
 from ropewalk.attention.folded import MOST_QUERIES, attend_folded
+from ropewalk.attention.remapped import attend_remapped
 from ropewalk.attention.scored import attend_biased, attend_scored
 from ropewalk.attention.vectors import attend_vectors
-from ropewalk.attention.visible import Visible
+from ropewalk.attention.visible import Visible, hiding
 from ropewalk.encodings.base import BiasModule, EncodingModule, RotaryModule, ScoreModule, Tables
 from ropewalk.encodings.pope import PoPEModule
 from ropewalk.encodings.positions import is_run
+from ropewalk.encodings.remap import RemapModule
 from ropewalk.errors import ArgumentError, UnsupportedModelError
 from ropewalk.hf.carried import channels, with_positions, without_positions
 from ropewalk.hf.encoder import LayerEncoder, follow
@@ -31,6 +33,8 @@ from ropewalk.hf.step import StepTables
 # The name under which a layer holds a module that learns.
 SUBMODULE = "position_encoding"
 EAGER, SDPA, FLEX = "eager", "sdpa", "flex_attention"
+# Whose masks say which tokens are padding, (B, M), where others say which pairs are seen.
+FLASH = ("flash_attention_2", "flash_attention_3", "flash_attention_4")
 
 
 def is_own(name: str) -> bool:
@@ -54,8 +58,10 @@ def layer_module(layer: nn.Module, module: EncodingModule) -> EncodingModule:
 
 def check_implementation(module: EncodingModule, name: str | None) -> None:
     """Refuse an attention implementation through which this kind of encoding can't go; rotations can through any."""
-    if isinstance(module, PoPEModule):
-        served: tuple[str, ...] = (SDPA, EAGER, FLEX)
+    if isinstance(module, RemapModule):
+        served: tuple[str, ...] = (SDPA, EAGER, *FLASH)
+    elif isinstance(module, PoPEModule):
+        served = (SDPA, EAGER, FLEX)
     elif isinstance(module, (BiasModule, ScoreModule)):
         served = (SDPA, EAGER)
     else:
@@ -71,9 +77,9 @@ def check_implementation(module: EncodingModule, name: str | None) -> None:
 class ContentEncoder(LayerEncoder):
     """In place of `apply_rotary_pos_emb`: leaves content as it is and lets positions travel with it."""
 
-    def __init__(self, module: EncodingModule, plain: RotaryModule):
+    def __init__(self, module: EncodingModule, plain: RotaryModule, cache: str | None = None):
         super().__init__(plain, plain)
-        self._encoding = module
+        self._encoding, self._cache = module, cache
 
     def __call__(
         self,
@@ -94,7 +100,11 @@ class ContentEncoder(LayerEncoder):
         positions = positions.to(q.device)
         if torch.compiler.is_compiling():
             k = k.contiguous()  # torch 2.13 traces softplus' gradient with other strides than it has
-        stored = self._encoding.stored(k) if _stores_early(self._encoding, k.shape[-1]) else k
+        stored = k
+        if _stores_early(self._encoding, k.shape[-1]):
+            stored = self._encoding.stored(k)
+        elif _stores_turned(self._encoding, self._cache):
+            stored = self._encoding.stored(k, positions if positions.dim() > 1 else positions[None])
         return with_positions(q, positions), with_positions(stored, positions)
 
 
@@ -108,11 +118,21 @@ class ContentAttention(AttentionRegistry):
         head_dim: channels a head at attention.
         handed: how many of them the layer hands its rotation; the positions come after those.
         tables: shared by all layers with the same schedule; None for kinds that have no tables.
+        cache: as `install` was told.
     """
 
-    def __init__(self, registry: Any, module: EncodingModule, head_dim: int, handed: int, tables: KeyTables | None):
+    def __init__(
+        self,
+        registry: Any,
+        module: EncodingModule,
+        head_dim: int,
+        handed: int,
+        tables: KeyTables | None,
+        cache: str | None = None,
+    ):
         super().__init__(registry)
         self._module, self._head_dim, self._handed, self._tables = module, head_dim, handed, tables
+        self._cache = cache
 
     def wrapped(self, attention: AttentionFunction, name: str) -> AttentionFunction:
         def attend(
@@ -150,6 +170,8 @@ class ContentAttention(AttentionRegistry):
                 return call.polar(module, (of_queries, of_keys), of_query, of_key)
             if isinstance(module, BiasModule):
                 return call.biased(module, (of_queries, of_keys))
+            if isinstance(module, RemapModule):
+                return call.remapped(module, (of_queries, of_keys), _stores_turned(module, self._cache))
             assert isinstance(module, ScoreModule)
             return call.scored(module, (of_queries, of_keys))
 
@@ -212,18 +234,35 @@ class Call:
         visible = self._visible("scores of its own")
         return _output(attend_scored(module, self._q, self._k, self._v, positions, visible, self.scale, self.dropout))
 
-    def _visible(self, what: str) -> Visible:
-        """The model's mask as our kernels take it; refuses what they can't serve."""
+    def remapped(
+        self, module: RemapModule, positions: tuple[Tensor, Tensor], is_stored: bool
+    ) -> tuple[Tensor, Tensor | None]:
+        """A remap of positions: torch's kernels for each piece; no weights are handed back."""
+        self._check_options("a remap of positions")
+        queries, keys, mask = self._q.shape[2], self._k.shape[2], self._mask
+        if self._name in FLASH:
+            # Flash attention takes order and window as options; its mask says which tokens aren't padding.
+            mask = None if mask is None else mask[:, None, None, -keys:].bool()
+            visible = Visible(queries, keys, causal=True, window=self._options.get("sliding_window"), mask=mask)
+        elif mask is not None:
+            # As it is: what is found of a mask is kept for the layers to come.
+            visible = Visible(queries, keys, causal=False, mask=mask)
+        else:
+            visible = self._visible("a remap of positions")
+        held = self._q, self._k, self._v, positions, visible, self.scale, self.dropout
+        return _output(attend_remapped(module, *held, is_stored=is_stored))
+
+    def _check_options(self, what: str) -> None:
         for option in ("softcap", "s_aux"):
             if self._options.get(option) is not None:
                 raise UnsupportedModelError(f"{type(self._layer).__name__} uses {option}, not served with {what}")
+
+    def _visible(self, what: str) -> Visible:
+        """The model's mask as our kernels take it; refuses what they can't serve."""
+        self._check_options(what)
         queries, keys = self._q.shape[2], self._k.shape[2]
         if self._mask is not None:
-            mask = self._mask
-            if mask.dtype != torch.bool:
-                # Masks of numbers hide with the dtype's lowest one; what is hidden must be known as such here.
-                mask = mask.masked_fill(mask <= torch.finfo(mask.dtype).min / 2, -math.inf)
-            return Visible(queries, keys, causal=False, mask=mask)
+            return Visible(queries, keys, causal=False, mask=hiding(self._mask))
         is_causal = self._options.get("is_causal")
         causal = getattr(self._layer, "is_causal", True) if is_causal is None else is_causal
         return Visible(queries, keys, causal=bool(causal) and queries > 1)
@@ -232,6 +271,11 @@ class Call:
 def _output(out: Tensor) -> tuple[Tensor, None]:
     """(B, H, N, E) as transformers' attention functions give it, (B, N, H, E)."""
     return out.transpose(1, 2).contiguous(), None
+
+
+def _stores_turned(module: EncodingModule, cache: str | None) -> TypeGuard[RemapModule]:
+    """Whether a cache holds keys turned to where most of them are read: all but those near the query."""
+    return isinstance(module, RemapModule) and module.cached_key is not None and cache != "content"
 
 
 def _stores_early(module: EncodingModule, handed: int) -> TypeGuard[PoPEModule]:

@@ -9,6 +9,7 @@ from ropewalk.encodings.base import AbsoluteModule, Encoding, EncodingModule, Ro
 from ropewalk.encodings.model_rotation import APPLY, RotaryLayer
 from ropewalk.encodings.nope import NoPEModule
 from ropewalk.encodings.pope import PoPEModule
+from ropewalk.encodings.remap import RemapModule
 from ropewalk.errors import ArgumentError, unknown_name
 from ropewalk.hf.content import ContentAttention, ContentEncoder
 from ropewalk.hf.echo import LayerShape
@@ -33,7 +34,7 @@ def carrying(encoding: Encoding, made: Mapping[int, EncodingModule], cache: str 
     found = set()
     for index, module in made.items():
         rotates = isinstance(module, RotaryModule) and not isinstance(module, PoPEModule)
-        if not rotates and cache == "encoded" and not isinstance(module, AbsoluteModule):
+        if not rotates and cache == "encoded" and not isinstance(module, (AbsoluteModule, RemapModule)):
             raise ArgumentError("cache", cache, f"{encoding.kind} acts at attention: give 'content' or None")
         if (cache == "content" and rotates) or not (rotates or isinstance(module, AbsoluteModule)):
             found.add(index)
@@ -48,6 +49,7 @@ class Parts:
         plain: each layer's own rotation, for steps to which the plan doesn't apply.
         shapes: what each rotating layer hands over.
         carried: the layers whose content travels with its positions.
+        cache: as `install` was told.
     """
 
     def __init__(
@@ -56,8 +58,10 @@ class Parts:
         plain: Mapping[int, RotaryModule],
         shapes: Mapping[int, LayerShape],
         carried: frozenset[int],
+        cache: str | None = None,
     ):
         self._made, self._plain, self._shapes, self._carried = made, plain, shapes, carried
+        self._cache = cache
         self._tables: dict[Any, KeyTables] = {}
 
     def of(self, layer: RotaryLayer) -> Mapping[str, Any]:
@@ -68,9 +72,9 @@ class Parts:
         if layer.index in self._carried:
             handed = layer.rope.head_dim if shape is None else shape.channels
             attention = ContentAttention(
-                ALL_ATTENTION_FUNCTIONS, module, layer.rope.head_dim, handed, self._shared_tables(module)
+                ALL_ATTENTION_FUNCTIONS, module, layer.rope.head_dim, handed, self._shared_tables(module), self._cache
             )
-            return {APPLY: ContentEncoder(module, plain), ATTENTION: attention}
+            return {APPLY: ContentEncoder(module, plain, self._cache), ATTENTION: attention}
         if isinstance(module, AbsoluteModule):
             return {APPLY: LayerEncoder(NoPEModule(), plain)}
         assert isinstance(module, RotaryModule)

@@ -45,7 +45,8 @@ def install(
         when None.
         cache: what a key/value cache holds: `encoded` keys, or their `content` with their positions, which is encoded
         anew at each step, so that a changed length rule is exact for keys already cached (one channel a key more).
-        None: `encoded` for rotations, `content` for all else.
+        None: `encoded` for rotations and remaps, `content` for all else. A remap's encoded keys stand where they are
+        read from afar; the near ones are turned back at each step.
 
     Raises:
         UnsupportedModelError: the architecture can't be served; nothing has been touched.
@@ -62,7 +63,7 @@ def install(
     made = _modules(encoding, layers)
     carried = carrying(encoding, made, cache)
     shapes = fitting_shapes(model, layers, encoding, made, carried)
-    parts = Parts(made, {layer.index: PlainRotation(layer) for layer in layers}, shapes, carried)
+    parts = Parts(made, {layer.index: PlainRotation(layer) for layer in layers}, shapes, carried, cache)
     # A layer that never rotates never asks its module, so what that could learn would get no gradient.
     used = {i: module for i, module in made.items() if i in shapes or isinstance(module, AbsoluteModule)}
     handle = put(model, layers, parts.of, switch, encoding, used)
