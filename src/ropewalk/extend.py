@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -11,25 +12,25 @@ from torch import nn
 
 from ropewalk.encodings.per_layer import PerLayer
 from ropewalk.encodings.rope import RoPE
-from ropewalk.errors import ArgumentError
+from ropewalk.errors import ArgumentError, unknown_name
 from ropewalk.evaluation.budget import Clock, unit_seconds
 from ropewalk.evaluation.calibration import calibrate
 from ropewalk.evaluation.candidates import (
     Candidate,
     dope_candidates,
+    is_remap,
     plain_candidate,
     rotation_to_stretch,
-    rule_candidates,
     serving_scope,
 )
 from ropewalk.evaluation.halving import halve
 from ropewalk.evaluation.likelihood import short_cost, short_lengths
 from ropewalk.evaluation.needle_count import NeedleCount, fitting_counts, needle_count
 from ropewalk.evaluation.read import Reader
-from ropewalk.evaluation.remaps import is_rotation, remap_candidates
+from ropewalk.evaluation.remaps import search_candidates
 from ropewalk.evaluation.score import Answer, PairedDifference, paired_difference
 from ropewalk.evaluation.store import Store
-from ropewalk.evaluation.sweep import Done, Sweep
+from ropewalk.evaluation.sweep import Done, Sweep, mean_nll
 from ropewalk.evaluation.text_parts import split_text
 from ropewalk.tasks.haystack import Text, draw_window
 from ropewalk.tasks.needle import NeedleTask
@@ -37,17 +38,22 @@ from ropewalk.tasks.needle import NeedleTask
 # Shares of the time that is left after the first measurements.
 RULES_SHARE, DOPE_SHARE = 0.40, 0.27
 DOPE_FIRST, FINAL_FIRST = 100, 1000
-# The position remaps come after so many rules and factors: they take longer, having no kernel of torch's.
-REMAPS_AT = 6
+# DoPE is tried where there is time for its calibration and some plans, in measurements.
+LEAST_DOPE_MEASUREMENTS = 6
+DOPE = ("auto", "always", "never")
+# Nats a token by which the plain model must be behind every other arm on the first fresh prompt, with nothing right,
+# to be left out on the others: their time decides more.
+HOPELESS = 1.0
 # Nats a token. With many prompts even a difference that nobody would notice is beyond chance.
 LEAST_GAIN = 0.01
-MOST_FINAL_PROMPTS, LEAST_FINAL_MEASUREMENTS = 24, 6
+MOST_FINAL_PROMPTS, LEAST_FINAL_MEASUREMENTS, LEAST_SEARCHED = 24, 6, 3
 
 
 @dataclass(frozen=True)
 class Job:
     """What is asked for: lengths in tokens, the budget in seconds.
 
+    `dope` says whether DoPE plans are tried: `always`, `never`, or `auto`, where the budget has room for them.
     `depths` 0 lets the model decide how many needles a haystack has (`needle_count`); with the protocol `single`, whose
     haystacks have one each, it is 10 depths.
     """
@@ -61,6 +67,7 @@ class Job:
     seed: int = 0
     budget: float = 1800.0
     noise_tokens: int = 16
+    dope: str = "auto"
 
     def __post_init__(self) -> None:
         if not isinstance(self.original_length, int) or self.original_length < 1:
@@ -72,6 +79,8 @@ class Job:
                 self.target_length,
                 f"must be above the training length, {self.original_length} tokens",
             )
+        if self.dope not in DOPE:
+            raise unknown_name("dope", self.dope, DOPE)
         if self.budget <= 0:
             raise ArgumentError("budget", self.budget, "must be above 0 seconds")
         if self.protocol == "single" and self.depths == 0:
@@ -111,7 +120,11 @@ class Job:
 
 @dataclass
 class Outcome:
-    """All that was found; answers by candidate name. `job.depths` is as decided, if `needle_count` was."""
+    """All that was found; answers by candidate name. `job.depths` is as decided, if `needle_count` was.
+
+    `best` is the best length rule or remap of the search; `other` the best of the other of the two families, if any was
+    tried; `best_dope` the best DoPE plan on `best`, None where none was tried.
+    """
 
     job: Job
     needle_count: NeedleCount | None = None
@@ -121,22 +134,25 @@ class Outcome:
     final: dict[str, list[Answer]] = field(default_factory=dict)
     short: dict[str, dict[int, tuple[float, float, float]]] = field(default_factory=dict)
     plain: Candidate | None = None
-    best_rule: Candidate | None = None
-    dope_rule: Candidate | None = None
+    best: Candidate | None = None
+    other: Candidate | None = None
     best_dope: Candidate | None = None
     winner: Candidate | None = None
 
     def against(self, one: Candidate, other: Candidate) -> PairedDifference:
-        """The paired difference of two candidates on the final prompts."""
-        return paired_difference(self.final[one.name], self.final[other.name])
+        """The paired difference of two candidates on the final prompts that both have seen."""
+        return _on_shared_prompts(self.final[one.name], self.final[other.name])
 
     def in_search(self) -> PairedDifference:
-        """The paired difference of the best DoPE plan to its rule, on the search's prompts that both have seen."""
+        """The paired difference of the best DoPE plan to what it is on, on the search's prompts that both have seen."""
         answers = {candidate.name: found for candidate, found in self.dope}
-        assert self.best_dope is not None and self.dope_rule is not None
-        plan, rule = answers[self.best_dope.name], answers[self.dope_rule.name]
-        shared = {a.prompt for a in plan} & {a.prompt for a in rule}
-        return paired_difference([a for a in plan if a.prompt in shared], [a for a in rule if a.prompt in shared])
+        assert self.best_dope is not None and self.best is not None
+        return _on_shared_prompts(answers[self.best_dope.name], answers[self.best.name])
+
+
+def _on_shared_prompts(one: Sequence[Answer], other: Sequence[Answer]) -> PairedDifference:
+    shared = {a.prompt for a in one} & {a.prompt for a in other}
+    return paired_difference([a for a in one if a.prompt in shared], [a for a in other if a.prompt in shared])
 
 
 def extend(
@@ -169,35 +185,64 @@ def extend(
 
     at_original = sweep.measure("at original length", [plain], job.task(search_text, job.original_length), [0])
     outcome.at_original = at_original["plain"]
-    beyond = sweep.measure("rules", [plain], task, [0])
-    unit = unit_seconds(store, "rules", "plain")
-    reserve = 2 * unit + short_cost_seconds(store, job)
+    tried = search_candidates(model, own, job.original_length, job.target_length, stretched)
+    sweep.measure("rules", tried[:1], task, [0])
+    unit = unit_seconds(store, "rules", tried[0].name)
+    reserve = LEAST_FINAL_MEASUREMENTS * unit + short_cost_seconds(store, job)
 
-    rules = rule_candidates(own, job.original_length, job.target_length, stretched)
-    rules[REMAPS_AT:REMAPS_AT] = remap_candidates(model, own, job.original_length, job.target_length, stretched)
     units = int((clock.left - reserve) * RULES_SHARE / unit)
-    found = halve(sweep, "rules", rules, task, max(3, units))
-    outcome.rules = [*found, (plain, beyond["plain"])]
-    outcome.best_rule = found[0][0]
-    # DoPE takes rotations away, so it needs a rule on one rotation; a remap has several.
-    rule = next(c for c, _ in found if is_rotation(c.encoding))
-    outcome.dope_rule = rule
+    outcome.rules = halve(sweep, "rules", tried, task, max(LEAST_SEARCHED, units))
+    outcome.best = outcome.rules[0][0]
+    outcome.other = _best_of_other_family(outcome)
+    if tries_dope(job, clock.left - reserve, unit, store):
+        search_dope(sweep, model, tokenizer, search_text, clock.left - reserve, unit, outcome, on_start)
 
-    statistics = calibrate(model, tokenizer, search_text, job.target_length, rule, store, on_start)
-    scope = serving_scope(model, rule, statistics)
-    plans = dope_candidates(rule, statistics, job.original_length, scope=scope)
-    units = int((clock.left - reserve) * DOPE_SHARE / (1 - RULES_SHARE) / unit)
-    outcome.dope = halve(sweep, "dope", [rule, *plans], task, max(3, units), DOPE_FIRST)
-    outcome.best_dope = next(c for c, _ in outcome.dope if c is not rule)
-
-    arms = [plain, outcome.best_rule]
-    # A plan that is behind its rule on the prompts that chose it isn't worth the judgement's time.
-    arms += [outcome.best_dope] if outcome.in_search().difference.mean < 0 else []
+    arms = [plain, outcome.best, *([outcome.other] if outcome.other else [])]
+    # A plan that is behind what it is on, on the prompts that chose it, isn't worth the judgement's time.
+    arms += [outcome.best_dope] if outcome.best_dope and outcome.in_search().difference.mean < 0 else []
     judge(sweep, arms, job.task(final_text), clock, unit, short_cost_seconds(store, job), outcome)
     outcome.winner = decide(outcome)
     arms = [plain, outcome.winner]
     outcome.short = short_cost(model, tokenizer, held_out, job.original_length, arms, store, on_start)
     return outcome
+
+
+def _best_of_other_family(outcome: Outcome) -> Candidate | None:
+    """The best length rule where a remap is best, the best remap where a rule is; None if the search had none."""
+    assert outcome.best is not None
+    family = is_remap(outcome.best.encoding)
+    return next((c for c, _ in outcome.rules if is_remap(c.encoding) != family), None)
+
+
+def tries_dope(job: Job, left: float, unit: float, store: Store) -> bool:
+    """Whether DoPE plans are tried; decided once, so that a run that goes on decides as the first one did."""
+    key = f"decision/dope stage/{job.dope}/{job.budget:g}"
+    known = next((record["tried"] for record in store.records() if record["key"] == key), None)
+    if known is None:
+        known = job.dope == "always" or (job.dope == "auto" and left >= LEAST_DOPE_MEASUREMENTS * unit)
+        store.append({"key": key, "kind": "decision", "stage": "dope stage", "tried": known})
+    return bool(known)
+
+
+def search_dope(
+    sweep: Sweep,
+    model: nn.Module,
+    tokenizer: Any,
+    text: Text,
+    left: float,
+    unit: float,
+    outcome: Outcome,
+    on_start: Callable[[str, str, str], None],
+) -> None:
+    """Head statistics under the best rule or remap, and DoPE plans on it."""
+    job, base = outcome.job, outcome.best
+    assert base is not None
+    statistics = calibrate(model, tokenizer, text, job.target_length, base, sweep.store, on_start)
+    scope = serving_scope(model, base, statistics)
+    plans = dope_candidates(base, statistics, job.original_length, scope=scope)
+    units = int(left * DOPE_SHARE / (1 - RULES_SHARE) / unit)
+    outcome.dope = halve(sweep, "dope", [base, *plans], job.task(text), max(LEAST_SEARCHED, units), DOPE_FIRST)
+    outcome.best_dope = next(c for c, _ in outcome.dope if c is not base)
 
 
 def decided(
@@ -239,33 +284,50 @@ def judge(
 ) -> None:
     """Measure the arms on prompts that no choice has seen: as many as the time allows, but six measurements at least.
 
-    How many there were is kept, so that a finished run stays as it is unless it is given more time.
+    The first arm, plain, is asked about the first prompt alone where that leaves it no hope. How many prompts there
+    were is kept, so that a finished run stays as it is unless it is given more time.
     """
     store, budget = sweep.store, outcome.job.budget
     decisions = [r for r in store.records() if r["kind"] == "decision" and r["stage"] == "final"]
     decided = max((r["prompts"] for r in decisions if r["budget"] >= budget), default=0)
     outcome.final = {arm.name: [] for arm in arms}
     for number in range(decided or MOST_FINAL_PROMPTS):
-        known = decided or sweep.is_measured("final", arms, task, FINAL_FIRST + number)
-        if number >= LEAST_FINAL_MEASUREMENTS // len(arms) and not known and clock.left < kept_back + unit * len(arms):
+        asked = arms[1:] if number and is_hopeless(outcome) else arms
+        known = decided or sweep.is_measured("final", asked, task, FINAL_FIRST + number)
+        least = math.ceil(LEAST_FINAL_MEASUREMENTS / len(arms))
+        if number >= least and not known and clock.left < kept_back + unit * len(asked):
             break
-        for name, answers in sweep.measure("final", arms, task, [FINAL_FIRST + number]).items():
+        for name, answers in sweep.measure("final", asked, task, [FINAL_FIRST + number]).items():
             outcome.final[name] += answers
     key = f"decision/final/{budget:g}"
     if not store.has(key):
-        prompts = len({answer.prompt for answer in outcome.final[arms[0].name]})
+        prompts = len({answer.prompt for answer in outcome.final[arms[1].name]})
         store.append({"key": key, "kind": "decision", "stage": "final", "budget": budget, "prompts": prompts})
 
 
+def is_hopeless(outcome: Outcome) -> bool:
+    """Whether the plain model answered nothing of the first fresh prompt and is far behind every other arm there."""
+    assert outcome.plain is not None
+    plain = outcome.final[outcome.plain.name]
+    on_first = {name: [a for a in found if a.prompt == plain[0].prompt] for name, found in outcome.final.items()}
+    others = [mean_nll(found) for name, found in on_first.items() if name != outcome.plain.name]
+    mine = on_first[outcome.plain.name]
+    return not any(a.is_exact for a in mine) and mean_nll(mine) > max(others) + HOPELESS
+
+
 def decide(outcome: Outcome) -> Candidate:
-    """DoPE where it gains on its rule, and on plain, beyond chance; else the rule."""
-    assert outcome.best_dope is not None and outcome.best_rule is not None and outcome.plain is not None
-    baselines = outcome.best_rule, outcome.plain
-    if outcome.best_dope.name not in outcome.final:
-        return outcome.best_rule
-    if all(is_gain(outcome.against(outcome.best_dope, baseline)) for baseline in baselines):
-        return outcome.best_dope
-    return outcome.best_rule
+    """What is saved: the best rule or remap of the search, unless another arm gains on it beyond chance.
+
+    A DoPE plan must gain on plain too.
+    """
+    best, plain, dope, other = outcome.best, outcome.plain, outcome.best_dope, outcome.other
+    assert best is not None and plain is not None
+    judged = dope if dope is not None and dope.name in outcome.final else None
+    if judged is not None and all(is_gain(outcome.against(judged, baseline)) for baseline in (best, plain)):
+        return judged
+    if other is not None and is_gain(outcome.against(other, best)):
+        return other
+    return best
 
 
 def is_gain(difference: PairedDifference) -> bool:

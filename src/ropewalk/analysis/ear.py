@@ -16,6 +16,7 @@ from ropewalk.encodings.base import BiasModule, Encoding, EncodingModule, Rotary
 from ropewalk.encodings.model_rotation import APPLY, RotaryLayer, layer_forward, rotary_layers
 from ropewalk.encodings.nope import NoPE
 from ropewalk.encodings.pope import PoPEModule
+from ropewalk.encodings.remap import RemapModule
 from ropewalk.encodings.rope import RoPE
 from ropewalk.errors import ArgumentError, UnsupportedModelError
 from ropewalk.functions import innermost_globals, rebind
@@ -201,6 +202,8 @@ class _Ear:
         if module is not None and q.shape[-1] == self._layer.rope.head_dim + channels(q.dtype):
             q, positions = without_positions(q, handed)
             k, _ = without_positions(k, handed)
+            if isinstance(module, RemapModule) and before is not None:  # which are turned already for a cache
+                k = torch.cat((before[1][None], k[..., handed:]), dim=-1)
             content = q[0], k[0]
             follow(module, q.device)
         scale = call.options.get("scaling")

@@ -14,6 +14,7 @@ from ropewalk.analysis.gram import GramAccumulator
 from ropewalk.analysis.statistics import STAGES, Statistics
 from ropewalk.encodings.base import Encoding, RotaryModule, Tables
 from ropewalk.encodings.model_rotation import model_config, rotary_layers
+from ropewalk.encodings.remap import Part, Remap, RemapModule, Turn
 from ropewalk.encodings.rope import RoPE, RoPEModule
 from ropewalk.errors import ArgumentError, UnsupportedModelError, unknown_name
 from ropewalk.hf import installed
@@ -37,7 +38,9 @@ def measure(
         input_ids: (B, N) tokens; text of the target length, as heads chosen at another length do worse (v2).
         stages: of `pre_ntk` (before any rotation), `post_rope` (rotated by the model's own frequencies) and
             `post_ntk` (rotated by `rope`).
-        rope: the rotation in force during the pass, with its length rule; the model's own when None.
+        rope: the rotation in force during the pass, with its length rule; the model's own when None. Under a remap of
+            positions `post_ntk` is its far view: queries and keys that are further apart than its window, turned to
+            the positions at which those are compared; the other stages can't be had.
         attention_mask: (B, N), 1 for real tokens; all when None. Positions count real tokens alone.
 
     Raises:
@@ -56,6 +59,8 @@ def measure(
     rope = rope or RoPE.from_model(model)
     mask, positions = _mask_and_positions(input_ids, attention_mask)
     tapped = _Tapped(rope, own, tuple(dict.fromkeys(stages)), mask)
+    if isinstance(rope, Remap) and tapped.stages != ("post_ntk",):
+        raise ArgumentError("stages", stages, "under a remap of positions give post_ntk alone")
     whole: Any = model
     reader = whole.get_decoder() if hasattr(model, "get_decoder") else whole
     with torch.no_grad(), installed(model, tapped):
@@ -76,10 +81,13 @@ def _mask_and_positions(ids: Tensor, attention_mask: Tensor | None) -> tuple[Ten
 
 
 def _statistics(
-    model: nn.Module, input_ids: Tensor, taps: dict[int, _TapModule], stages: tuple[str, ...]
+    model: nn.Module, input_ids: Tensor, taps: dict[int, _TapModule | _TapRemapModule], stages: tuple[str, ...]
 ) -> Statistics:
+    if not taps:
+        raise ArgumentError("input_ids.shape", tuple(input_ids.shape), "no token is past the remap's window; give more")
     indices = tuple(sorted(taps))
-    rope = taps[indices[0]].inner.encoding
+    inner = taps[indices[0]].inner
+    rope = inner.rope.encoding if isinstance(inner, RemapModule) else inner.encoding
     shapes = {tuple(pair[s].gram.shape for s in (0, 1)) for i in indices for pair in [taps[i].sums[stages[0]]]}
     if len(shapes) != 1:
         raise UnsupportedModelError(f"{type(model).__name__} has layers whose heads differ in number or size")
@@ -112,7 +120,7 @@ class _Tapped(Encoding):
     stages: tuple[str, ...]
     mask: Tensor | None
 
-    taps: dict[int, _TapModule] = field(default_factory=dict)
+    taps: dict[int, _TapModule | _TapRemapModule] = field(default_factory=dict)
 
     def at(self, layer: int) -> Encoding:
         return _LayerTap(self, layer)
@@ -123,8 +131,12 @@ class _LayerTap(Encoding):
     tapped: _Tapped
     layer: int
 
-    def module(self) -> RotaryModule:
+    def module(self) -> RotaryModule | RemapModule:
         inner = self.tapped.rope.at(self.layer).module()
+        if isinstance(inner, RemapModule):
+            listening = _TapRemapModule(inner)
+            self.tapped.taps[self.layer] = listening
+            return listening
         if not isinstance(inner, RoPEModule):
             raise ArgumentError("rope", self.tapped.rope, "measure needs a RoPE in each layer")
         own = self.tapped.own[self.layer]
@@ -194,3 +206,51 @@ class _TapModule(RotaryModule):
             tokens = slice(start, start + CHUNK_TOKENS)
             tables = self.own.tables(positions[:, tokens], x.dtype)
             into.add(self.own.rotate(x[:, :, tokens], *tables), None if self.mask is None else self.mask[:, tokens])
+
+
+class _TapRemapModule(RemapModule):
+    """Compares as the remap `inner` does and sums Gram matrices of its furthest piece: queries and keys as turned."""
+
+    cached_key = None
+
+    def __init__(self, inner: RemapModule):
+        super().__init__(inner.rope.encoding)
+        self.inner, self.key_of_piece = inner, inner.key_of_piece
+        self.sums: dict[str, tuple[GramAccumulator, GramAccumulator]] = {}
+
+    @property
+    def is_heard(self) -> bool:
+        """Whether any token was further from another than the remap's window."""
+        return any(pair[0].count for pair in self.sums.values())
+
+    def key_positions(self, of_keys: Tensor) -> tuple[Tensor, ...]:
+        return self.inner.key_positions(of_keys)
+
+    def query_positions(self, of_queries: Tensor) -> tuple[Tensor, ...]:
+        return self.inner.query_positions(of_queries)
+
+    def piece_of_pair(self, of_queries: Tensor, of_keys: Tensor) -> Tensor:
+        return self.inner.piece_of_pair(of_queries, of_keys)
+
+    def parts(self, queries: range, keys: range) -> list[Part]:
+        return self.inner.parts(queries, keys)
+
+    def turned_query(self, q: Tensor, piece: int, turn: Turn, num_kv_heads: int) -> Tensor:
+        turned = super().turned_query(q, piece, turn, num_kv_heads)
+        if piece == len(self.key_of_piece) - 1:
+            self._summed(q.shape[1], num_kv_heads, q)[0].add(turned, None)
+        return turned
+
+    def turned_key(self, k: Tensor, index: int, turn: Turn, num_heads: int) -> Tensor:
+        turned = super().turned_key(k, index, turn, num_heads)
+        if index == self.key_of_piece[-1]:
+            self._summed(num_heads, k.shape[1], k)[1].add(turned, None)
+        return turned
+
+    def _summed(self, num_heads: int, num_kv_heads: int, x: Tensor) -> tuple[GramAccumulator, GramAccumulator]:
+        if "post_ntk" not in self.sums:
+            first, second = (
+                GramAccumulator(heads, x.shape[3], x.device, CHUNK_TOKENS) for heads in (num_heads, num_kv_heads)
+            )
+            self.sums["post_ntk"] = first, second
+        return self.sums["post_ntk"]

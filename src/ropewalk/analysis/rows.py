@@ -84,7 +84,7 @@ class Given:
 
     def __init__(self, module: ScoreModule, q: Tensor, k: Tensor, scale: float, positions: Tensor):
         self._module, self._q, self._scale, self._positions = module, q[None], scale, positions
-        self._keys = module.keys(k[None], positions)
+        self._keys = module.keys(k[None], positions, q.shape[0])
         self.groups: tuple[tuple[int, ...], ...] = (tuple(range(q.shape[0])),)
         self.device = q.device
 

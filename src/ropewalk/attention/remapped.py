@@ -78,7 +78,8 @@ def _attend_after(
     rest = k[:, :, prefix.keys :], v[:, :, prefix.keys :], positions[1][:, prefix.keys :]
     content = _content(module, rest[0], rest[2]) if is_stored else rest[0]
     seen = prefix.seen[:, prefix.keys :].to(q.device)
-    scores = module.scores(q, module.keys(content, rest[2]), positions[0], rest[2], seen[None, None], scale)
+    keys = module.keys(content, rest[2], q.shape[1])
+    scores = module.scores(q, keys, positions[0], rest[2], seen[None, None], scale)
     scores = scores.to(torch.promote_types(scores.dtype, torch.float32)).masked_fill(~seen, -math.inf)
     lse = torch.logsumexp(scores, dim=-1)
     weights = (scores - lse.clamp(min=torch.finfo(lse.dtype).min).unsqueeze(-1)).exp().to(v.dtype)
@@ -107,12 +108,14 @@ def _attend_run(
     first = run.position + run.offset
     parts = module.parts(range(first, first + q.shape[2]), range(run.position, run.position + k.shape[2]))
     calls = [call for part in parts if (call := _call(part, run)) is not None]
-    queries = _Turned(q, [(c.piece, *c.queries) for c in calls], lambda x, n, at: module.query_run(x, n, first + at))
+    queries = _Turned(
+        q, [(c.piece, *c.queries) for c in calls], lambda x, n, at: module.query_run(x, n, first + at, k.shape[1])
+    )
     key_of = module.key_of_piece
     keys = _Turned(
         k,
         [(key_of[c.piece], *c.keys) for c in calls],
-        lambda x, n, at: module.key_run(x, n, run.position + at, is_stored),
+        lambda x, n, at: module.key_run(x, n, run.position + at, is_stored, q.shape[1]),
     )
     room = into.of_rows(*run.rows)
     for piece, (first_query, last_query), (begin, end), band in calls:

@@ -70,7 +70,7 @@ def attend_scored(
     if 0 in (visible.queries, visible.keys):
         return _nothing(q, v)
     of_queries, of_keys = positions
-    keys = module.keys(k, of_keys)
+    keys = module.keys(k, of_keys, q.shape[1])
 
     def block(first: int, last: int) -> Tensor:
         begin, end = visible.span(first, last)

@@ -37,13 +37,17 @@ def extend_model(
     setting: Annotated[str, typer.Option(help="original, or noisy: start tokens after each needle.")] = "original",
     protocol: Annotated[str, typer.Option(help="multi: many needles a haystack; single: one.")] = "multi",
     depths: Annotated[int, typer.Option(help=_DEPTHS)] = 0,
+    dope: Annotated[
+        str,
+        typer.Option(help="Try DoPE plans on the best rule or remap: auto (where the budget has room), always, never."),
+    ] = "auto",
     seed: Annotated[int, typer.Option(help="Seed of the prompts.")] = 0,
     original_length: Annotated[int, typer.Option(help="Training length; 0: as the config says.")] = 0,
     when: Annotated[str, typer.Option(help="long: the plan applies past the training length; or always.")] = "long",
     revision: Annotated[str, typer.Option(help="Revision of a Hugging Face id.")] = "",
     trust_remote_code: Annotated[bool, typer.Option(help="Run code that a model brings along.")] = False,
 ) -> None:
-    """Find the length rule and the DoPE plan with which a model reads LENGTH tokens, and save the plan."""
+    """Find the length rule, remap of positions or DoPE plan with which a model reads LENGTH tokens, and save it."""
     console = plain_console()
     seconds = duration(budget)
     folder = prepared_folder(out)
@@ -73,6 +77,7 @@ def extend_model(
         depths=depths,
         seed=seed,
         budget=seconds,
+        dope=dope,
     )
     prepared_text(job, tokenizer)
     with Store(folder / "results.jsonl", job.settings(saved.about, identity(loaded, tokenizer))) as store:

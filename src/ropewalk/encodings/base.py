@@ -201,8 +201,11 @@ class ScoreModule(EncodingModule):
 
     mixes_keys: bool = False
 
-    def keys(self, k: Tensor, of_keys: Tensor) -> tuple[Tensor, ...]:
-        """What `scores` needs of the keys k (B, G, M, d) at positions (1, M) or (B, M); each (B, G, M, ·)."""
+    def keys(self, k: Tensor, of_keys: Tensor, num_heads: int | None = None) -> tuple[Tensor, ...]:
+        """What `scores` needs of the keys k (B, G, M, d) at positions (1, M) or (B, M); each (B, G or H, M, ·).
+
+        `num_heads`: H, of the queries; as many as k has when None.
+        """
         return (k,)
 
     def scores(

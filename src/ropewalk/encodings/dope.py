@@ -10,9 +10,10 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from ropewalk.encodings.base import Encoding, RotaryModule, Tables
+from ropewalk.encodings.base import Encoding, EncodingModule, RotaryModule, Tables
 from ropewalk.encodings.noise import gaussian
 from ropewalk.encodings.per_layer import PerLayer
+from ropewalk.encodings.remap import Remap
 from ropewalk.encodings.rope import RoPE, RoPEModule, rotate, spread
 from ropewalk.errors import ArgumentError, unknown_name
 from ropewalk.heads import HeadSelection
@@ -27,6 +28,7 @@ READINGS: dict[str, tuple[str, ...]] = {
 WHOLE_VECTOR = ("zero", "replace", "multiply")
 SCOPES = ("query_head", "kv_group")
 SIDES = ("both", "query", "key")
+VIEWS = ("both", "near", "far")
 _ROTATION, _QUERY, _KEY = 0, 1, 2
 
 
@@ -54,13 +56,15 @@ class DoPE(Encoding):
     replace it together with (cos, sin).
 
     Args:
-        rope: the RoPE, with its length rule, that all other heads keep; a `PerLayer` of them
-            where layers differ.
+        rope: the RoPE, with its length rule, that all other heads keep, or a remap of positions; a `PerLayer` of
+            them where layers differ.
         heads: the selected (layer, query head) pairs.
         original_length: the training length in tokens.
         scope: `query_head` (exact: under grouped keys a selected head gets a key of its own) or
             `kv_group` (whole groups are selected, their shared key changes, nothing is added).
         apply_to: `both`, `query` or `key`: which side loses its rotation.
+        view: under a remap, where heads lose it: for keys `near` the query (whose positions are exact), for those
+            `far` from it, or for `both`.
     """
 
     kind: ClassVar[str] = "dope"
@@ -68,7 +72,7 @@ class DoPE(Encoding):
 
     nested: ClassVar[tuple[str, ...]] = ("rope",)
 
-    rope: RoPE | PerLayer
+    rope: RoPE | Remap | PerLayer
     heads: HeadSelection
     mode: str = "all"
     reading: str | None = None
@@ -77,9 +81,10 @@ class DoPE(Encoding):
     sigma: float = 1.0
     scope: str = "query_head"
     apply_to: str = "both"
+    view: str = "both"
 
     def __post_init__(self) -> None:
-        if not isinstance(self.rope, RoPE | PerLayer):
+        if not isinstance(self.rope, RoPE | Remap | PerLayer):
             raise ArgumentError("rope", self.rope, "give a RoPE, for example RoPE.from_model(model)")
         if not isinstance(self.heads, HeadSelection):
             raise ArgumentError("heads", self.heads, "give a HeadSelection([(layer, head), ...])")
@@ -87,11 +92,13 @@ class DoPE(Encoding):
             raise unknown_name("mode", self.mode, READINGS)
         if self.reading is None:
             object.__setattr__(self, "reading", READINGS[self.mode][0])
-        for name, known in (("reading", READINGS[self.mode]), ("scope", SCOPES), ("apply_to", SIDES)):
+        for name, known in (("reading", READINGS[self.mode]), ("scope", SCOPES), ("apply_to", SIDES), ("view", VIEWS)):
             if getattr(self, name) not in known:
                 raise unknown_name(name, getattr(self, name), known)
         check_length("original_length", self.original_length)
         check_positive("sigma", self.sigma)
+        if self.view != "both" and not _has_remap(self.rope):
+            raise ArgumentError("view", self.view, "a RoPE has one view: give 'both', or put DoPE on a remap")
         if isinstance(self.seed, bool) or not isinstance(self.seed, int) or not 0 <= self.seed < 2**64:
             raise ArgumentError("seed", self.seed, "give an integer from 0 to 2**64 - 1")
 
@@ -100,21 +107,24 @@ class DoPE(Encoding):
         rope = self.rope.at(layer)
         if not self.heads.in_layer(layer):
             return rope
-        if not isinstance(rope, RoPE):
+        if not isinstance(rope, RoPE | Remap):
             raise ArgumentError("heads", self.heads, f"layer {layer} has no RoPE, so nothing can be removed from it")
         return _LayerDoPE(self, layer, rope)
 
-    def module(self) -> RotaryModule:
+    def module(self) -> EncodingModule:
         """The module of the only layer with selected heads; with several layers use `at(layer).module()`."""
         if len(self.heads.layers) > 1:
             raise ArgumentError("heads", self.heads, "more than one layer: take one with .at(layer)")
         layer = self.heads.layers[0] if self.heads.layers else 0
         made = self.at(layer).module()
-        assert isinstance(made, RotaryModule)
+        assert isinstance(made, EncodingModule)
         return made
 
     def to_dict(self) -> dict[str, Any]:
-        return super().to_dict() | {"heads": self.heads.to_list()}
+        fields = super().to_dict() | {"heads": self.heads.to_list()}
+        if self.view == "both":  # as in plans and records made before there were views
+            del fields["view"]
+        return fields
 
     @classmethod
     def _from_fields(cls, fields: dict[str, Any]) -> Encoding:
@@ -128,10 +138,20 @@ class DoPE(Encoding):
 class _LayerDoPE(Encoding):
     dope: DoPE
     layer: int
-    rope: RoPE
+    rope: RoPE | Remap
 
-    def module(self) -> RotaryModule:
-        return DoPEModule(self.dope, self.layer, self.rope)
+    def module(self) -> EncodingModule:
+        if isinstance(self.rope, RoPE):
+            return DoPEModule(self.dope, self.layer, self.rope)
+        from ropewalk.encodings.dope_remap import DoPERemapModule  # it imports this module
+
+        return DoPERemapModule(self.dope, self.layer, self.rope)
+
+
+def _has_remap(rope: Encoding) -> bool:
+    if isinstance(rope, PerLayer):
+        return any(isinstance(entry, Remap) for _, entry in rope.layers)
+    return isinstance(rope, Remap)
 
 
 class DoPEModule(RotaryModule):
@@ -169,29 +189,40 @@ class DoPEModule(RotaryModule):
         self, q: Tensor, k: Tensor, positions: tuple[Tensor, Tensor], tables: tuple[Tables, Tables]
     ) -> tuple[Tensor, Tensor]:
         """q (B, H, N, d), k (B, G, M, d) -> (B, H, N, d), (B, G + E, M, d)."""
-        whole = self.config.head_dim
-        if self.dope.reading in WHOLE_VECTOR and q.shape[-1] < whole:
-            raise ArgumentError(
-                "reading",
-                self.dope.reading,
-                f"this model hands over {q.shape[-1]} of {whole} channels; use "
-                f"{READINGS[self.dope.mode][0] if self.dope.mode != 'all' else 'nope'}",
-            )
-        q2, k2 = self.rope.encode(q, k, positions, tables)
-        selected, replaced, added = self._units(q.shape[1], k.shape[1])
+        queries = self.encode_queries(q, k.shape[1], positions[0], tables[0])
+        return queries, self.encode_keys(k, q.shape[1], positions[1], tables[1])
+
+    def encode_queries(self, q: Tensor, num_kv_heads: int, positions: Tensor, tables: Tables) -> Tensor:
+        """q (B, H, N, d) with the selected heads changed, same shape."""
+        self._check_channels(q.shape[-1])
+        q2 = self.rope.rotate(q, *tables)
         if self.dope.apply_to != "key":
-            heads = [noise_head for _, noise_head in selected]
+            selected, _, _ = self._units(q.shape[1], num_kv_heads)
             chosen = [head for head, _ in selected]
-            q2[:, chosen] = self._changed(q[:, chosen], heads, positions[0], tables[0], _QUERY)
+            q2[:, chosen] = self._changed(q[:, chosen], [head for _, head in selected], positions, tables, _QUERY)
+        return q2
+
+    def encode_keys(self, k: Tensor, num_heads: int, positions: Tensor, tables: Tables) -> Tensor:
+        """k (B, G, M, d) with those of whole groups changed, then E keys of selected heads' own: (B, G + E, M, d)."""
+        self._check_channels(k.shape[-1])
+        k2 = self.rope.rotate(k, *tables)
+        _, replaced, added = self._units(num_heads, k.shape[1])
         if self.dope.apply_to == "query":
-            return q2, k2
+            return k2
         if replaced:
             chosen = [group for group, _, _ in replaced]
-            k2[:, chosen] = self._changed(k[:, chosen], [u[1] for u in replaced], positions[1], tables[1], _KEY)
+            k2[:, chosen] = self._changed(k[:, chosen], [u[1] for u in replaced], positions, tables, _KEY)
         if added:
-            own = self._changed(k[:, [u[0] for u in added]], [u[1] for u in added], positions[1], tables[1], _KEY)
+            own = self._changed(k[:, [u[0] for u in added]], [u[1] for u in added], positions, tables, _KEY)
             k2 = torch.cat([k2, own], dim=1)
-        return q2, k2
+        return k2
+
+    def _check_channels(self, channels: int) -> None:
+        whole = self.config.head_dim
+        if self.dope.reading in WHOLE_VECTOR and channels < whole:
+            use = READINGS[self.dope.mode][0] if self.dope.mode != "all" else "nope"
+            remedy = f"this model hands over {channels} of {whole} channels; use {use}"
+            raise ArgumentError("reading", self.dope.reading, remedy)
 
     def _units(self, num_heads: int, num_kv_heads: int) -> tuple[list[tuple[int, int]], list[Any], list[Any]]:
         """What changes: [(query head, noise head)], then keys as [(group, noise head, readers)], replaced

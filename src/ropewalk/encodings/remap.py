@@ -124,19 +124,19 @@ class RemapModule(ScoreModule):
         own = self.key_positions(of_keys)[index]
         return Turn(own, self.rope.tables(own, dtype))
 
-    def turned_query(self, q: Tensor, piece: int, turn: Turn) -> Tensor:
-        """Queries (B, H, N, d) as a piece compares them."""
+    def turned_query(self, q: Tensor, piece: int, turn: Turn, num_kv_heads: int) -> Tensor:
+        """Queries (B, H, N, d) as a piece compares them with G key heads, or H of them where heads have their own."""
         return self.rope.rotate(q, *turn.tables)
 
-    def turned_key(self, k: Tensor, index: int, turn: Turn) -> Tensor:
-        """Keys (B, G, M, d) as tensor `index` of `keys` holds them: (B, G or H, M, d)."""
+    def turned_key(self, k: Tensor, index: int, turn: Turn, num_heads: int) -> Tensor:
+        """Keys (B, G, M, d) as tensor `index` of `keys` holds them for H query heads: (B, G or H, M, d)."""
         return self.rope.rotate(k, *turn.tables)
 
-    def keys(self, k: Tensor, of_keys: Tensor) -> tuple[Tensor, ...]:
+    def keys(self, k: Tensor, of_keys: Tensor, num_heads: int | None = None) -> tuple[Tensor, ...]:
         """The keys k (B, G, M, d) at positions (1, M) or (B, M), once for each rotation they need."""
-        of_keys = of_keys.long()
+        of_keys, heads = of_keys.long(), k.shape[1] if num_heads is None else num_heads
         return tuple(
-            self.turned_key(k, index, self.key_turn(index, of_keys, k.dtype))
+            self.turned_key(k, index, self.key_turn(index, of_keys, k.dtype), heads)
             for index in range(max(self.key_of_piece) + 1)
         )
 
@@ -144,25 +144,25 @@ class RemapModule(ScoreModule):
         """What a cache keeps of content k (B, G, M, d) at positions (1 or B, M): one rotation of it, or itself."""
         if self.cached_key is None:
             return k
-        return self.turned_key(k, self.cached_key, self.key_turn(self.cached_key, of_keys.long(), k.dtype))
+        return self.rope.rotate(k, *self.key_turn(self.cached_key, of_keys.long(), k.dtype).tables)
 
-    def key_run(self, k: Tensor, index: int, first: int, is_stored: bool) -> Tensor:
-        """Tensor `index` of `keys` for k (B, G, M, d) at positions first, first + 1 ...
+    def key_run(self, k: Tensor, index: int, first: int, is_stored: bool, num_heads: int) -> Tensor:
+        """Tensor `index` of `keys` for k (B, G, M, d) at positions first, first + 1 ... and H query heads.
 
         `is_stored`: k is what `stored` gave. Tables are made once for all layers that share the module.
         """
         if not is_stored or self.cached_key is None:
             turn = self._kept("key", index, first, k, lambda p: self.key_turn(index, p, k.dtype))
-            return self.turned_key(k, index, turn)
+            return self.turned_key(k, index, turn, num_heads)
         if index == self.cached_key:
             return k
         turn = self._kept("between", index, first, k, lambda p: self._between(index, p, k.dtype))
         return self.rope.rotate(k, *turn.tables)
 
-    def query_run(self, q: Tensor, piece: int, first: int) -> Tensor:
-        """Queries (B, H, N, d) at positions first, first + 1 ... as a piece compares them."""
+    def query_run(self, q: Tensor, piece: int, first: int, num_kv_heads: int) -> Tensor:
+        """Queries (B, H, N, d) at positions first, first + 1 ... as a piece compares them with G key heads."""
         turn = self._kept("query", piece, first, q, lambda p: self.query_turn(piece, p, q.dtype))
-        return self.turned_query(q, piece, turn)
+        return self.turned_query(q, piece, turn, num_kv_heads)
 
     def _kept(self, what: str, number: int, first: int, x: Tensor, make: Callable[[Tensor], Turn]) -> Turn:
         key = what, number, first, x.shape[2], x.dtype, x.device
@@ -211,7 +211,7 @@ class RemapModule(ScoreModule):
             if first == last:
                 continue
             key = keys[self.key_of_piece[number]][:, :, first:last]
-            query = self.turned_query(q, number, self.query_turn(number, of_queries, q.dtype))
+            query = self.turned_query(q, number, self.query_turn(number, of_queries, q.dtype), key.shape[1])
             piece = grouped_products(query, key) * scale
             if found is None and last - first == shape[-1]:
                 found = piece  # pairs of other pieces are overwritten below

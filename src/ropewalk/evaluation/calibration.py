@@ -30,7 +30,9 @@ def calibrate(
     store: Store,
     on_start: Callable[[str, str, str], None] = lambda *_: None,
 ) -> Statistics:
-    """Head statistics under a rule, on text of the target length (v2 finding (v)): measured once, then read back.
+    """Head statistics under a rule or a remap, on text of the target length (v2 finding (v)).
+
+    They are measured once, then read back.
 
     A file that the store's record doesn't vouch for (of another run, or damaged) is measured again.
     """

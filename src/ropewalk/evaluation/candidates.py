@@ -15,6 +15,7 @@ from ropewalk.encodings.base import Encoding
 from ropewalk.encodings.dope import WHOLE_VECTOR, DoPE
 from ropewalk.encodings.model_rotation import model_config, own_rotation, rotary_layers
 from ropewalk.encodings.per_layer import PerLayer
+from ropewalk.encodings.remap import Remap
 from ropewalk.encodings.rope import RoPE
 from ropewalk.errors import ArgumentError, UnsupportedModelError
 from ropewalk.frequencies import NTK, DynamicNTK, Linear, Llama3, LongRoPE, NTKByParts, Resonance, Rule, YaRN, rule_for
@@ -63,6 +64,9 @@ _DOPE: tuple[tuple[str, str, str, int | None, str, str, int], ...] = (
     ("parts", "unrotated", "band_entropy", None, "key", "descending", 10),
     ("all", "nope", "truncated_effective_rank", 8, "key", "ascending", 10),
 )
+
+# On a remap: how many rows of the table are tried in one view before the next.
+_ROWS_A_VIEW = 3
 
 
 @dataclass(frozen=True)
@@ -137,18 +141,20 @@ def rule_candidates(
 def dope_candidates(
     base: Candidate, statistics: Statistics, original_length: int, seed: int = 42, scope: str = "query_head"
 ) -> list[Candidate]:
-    """DoPE plans on top of `base`, the papers' best first; each (mode, reading, heads) once.
+    """DoPE plans on top of `base`, a rule or a remap, the papers' best first; each (mode, reading, heads) once.
 
-    Readings that need whole heads are left out where the model hands over only the channels that turn.
+    Readings that need whole heads are left out where the model hands over only the channels that turn. On a remap each
+    row comes three times: for its far view, its near view and both, the first rows of all views before later ones.
     """
     rope = base.encoding
-    assert isinstance(rope, RoPE | PerLayer)
+    assert isinstance(rope, RoPE | Remap | PerLayer)
     first = rope.at(statistics.layers[0])
+    first = first.single_rope() if isinstance(first, Remap) else first
     is_cut = isinstance(first, RoPE) and statistics.head_dim < first.head_dim
     found: list[Candidate] = []
     seen: list[Encoding] = []
     total = len(statistics.layers) * statistics.num_heads
-    for mode, reading, score, r, indicator, order, heads in _DOPE:
+    for (mode, reading, score, r, indicator, order, heads), view in _rows_and_views(is_remap(rope)):
         if is_cut and reading in WHOLE_VECTOR:
             continue
         rank = None if r is None else min(r, statistics.head_dim)
@@ -156,21 +162,44 @@ def dope_candidates(
             score, r=rank, indicator=indicator, stage="post_ntk", heads=min(heads, total), order=order
         )
         plan = DoPE(
-            rope, selection, mode=mode, reading=reading, original_length=original_length, seed=seed, scope=scope
+            rope,
+            selection,
+            mode=mode,
+            reading=reading,
+            original_length=original_length,
+            seed=seed,
+            scope=scope,
+            view=view,
         )
         if plan in seen:
             continue
         seen.append(plan)
         chosen_by = f"{score}{'' if rank is None else f'-{rank}'}"
-        name = f"{base.name} + DoPE {mode}/{reading}, {len(selection)} heads ({chosen_by} {indicator})"
+        where = f" {view}" if is_remap(rope) else ""
+        name = f"{base.name} + DoPE {mode}/{reading}{where}, {len(selection)} heads ({chosen_by} {indicator})"
         found.append(Candidate(name, plan))
     return found
+
+
+def is_remap(encoding: Encoding) -> bool:
+    """Whether an encoding is a remap of positions, in some layers at least."""
+    if isinstance(encoding, PerLayer):
+        return any(isinstance(entry, Remap) for _, entry in encoding.layers)
+    return isinstance(encoding, Remap)
+
+
+def _rows_and_views(is_remap: bool) -> list[tuple[tuple[str, str, str, int | None, str, str, int], str]]:
+    """Rows of the table with the view in which heads are changed, likeliest first."""
+    if not is_remap:
+        return [(row, "both") for row in _DOPE]
+    blocks = [_DOPE[start : start + _ROWS_A_VIEW] for start in range(0, len(_DOPE), _ROWS_A_VIEW)]
+    return [(row, view) for block in blocks for view in ("far", "near", "both") for row in block]
 
 
 def serving_scope(model: nn.Module, base: Candidate, statistics: Statistics) -> str:
     """The scope in which a model can have DoPE: `query_head`, or `kv_group` where heads can't have own keys."""
     rope = base.encoding
-    assert isinstance(rope, RoPE | PerLayer)
+    assert isinstance(rope, RoPE | Remap | PerLayer)
     every = DoPE(rope, HeadSelection((layer, 0) for layer in statistics.layers))
     try:
         with installed(model, every):

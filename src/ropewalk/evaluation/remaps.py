@@ -1,4 +1,4 @@
-"""Position remaps as candidates: baselines that leave a model's frequencies alone."""
+"""Remaps of positions as candidates beside length rules, in sizes that fit the lengths."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ropewalk.encodings.rerope import ReRoPE
 from ropewalk.encodings.rope import RoPE
 from ropewalk.encodings.self_extend import SelfExtend
 from ropewalk.errors import ArgumentError, RopewalkError, unknown_name
-from ropewalk.evaluation.candidates import Candidate
+from ropewalk.evaluation.candidates import Candidate, rule_candidates
 from ropewalk.hf import installed
 
 # The kinds by name, with the settings that a search tries: windows as a share of the training length, likeliest first,
@@ -24,6 +24,8 @@ from ropewalk.hf import installed
 # was seen to lose what its training length still gave it.
 _SELF_EXTEND = ((1 / 4, 0.84), (1 / 8, 0.71), (1 / 2, 0.84))
 _RECTIFIED, _CHUNK = 1 / 2, 3 / 4
+# So many rules come before ReRoPE and dual chunk attention.
+_RULES_FIRST = 4
 REMAPS = (SelfExtend.kind, ReRoPE.kind, DualChunk.kind)
 
 
@@ -121,11 +123,23 @@ def _candidate(
     return Candidate(f"{made.kind} {made.sizes}", encoding)
 
 
-def is_rotation(encoding: Encoding) -> bool:
-    """Whether an encoding is one rotation a layer, as DoPE needs."""
-    if isinstance(encoding, PerLayer):
-        return not any(isinstance(entry, Remap) for _, entry in encoding.layers)
-    return isinstance(encoding, RoPE)
+def search_candidates(
+    model: nn.Module,
+    own: RoPE | PerLayer,
+    original_length: int,
+    target_length: int,
+    stretched: Callable[[int], bool] = lambda _: True,
+) -> list[Candidate]:
+    """Length rules and remaps in the order of a search, likeliest first.
+
+    The first rule (YaRN, or the model's own taken further), Self-Extend, the next rules, the other remaps, and all
+    other rules and factors.
+    """
+    rules = rule_candidates(own, original_length, target_length, stretched)
+    remaps = remap_candidates(model, own, original_length, target_length, stretched)
+    likely = [c for c in remaps if c.name.startswith(SelfExtend.kind)]
+    others = [c for c in remaps if c not in likely]
+    return [*rules[:1], *likely, *rules[1:_RULES_FIRST], *others, *rules[_RULES_FIRST:]]
 
 
 def _remapped(own: RoPE | PerLayer, remap: Callable[[RoPE], Remap], stretched: Callable[[int], bool]) -> Encoding:

@@ -11,6 +11,7 @@ from ropewalk.analysis.scores import band_channels, eigenvalue_shares
 from ropewalk.analysis.statistics import Statistics
 from ropewalk.encodings.dope import DoPE
 from ropewalk.evaluation.calibration import FILE
+from ropewalk.evaluation.candidates import is_remap
 from ropewalk.extend import Outcome
 from ropewalk.files import one_line_errors
 from ropewalk.report.figures import DEPTH, by_depth
@@ -77,12 +78,20 @@ def write_report(outcome: Outcome, command: str, model: dict[str, Any], folder: 
     path = folder / "results.jsonl"
     with one_line_errors(path, "read"):
         records = path.read_bytes()
-    write_pages(extend_page(outcome, command, model, Statistics.load(folder / FILE), records), folder)
+    statistics = Statistics.load(folder / FILE) if outcome.dope else None
+    write_pages(extend_page(outcome, command, model, statistics, records), folder)
 
 
-def extend_page(outcome: Outcome, command: str, model: dict[str, Any], statistics: Statistics, records: bytes) -> Page:
-    """The page of an outcome; `statistics` are of the heads under the best rule, `records` the file of all answers."""
-    job, (rules_title, dope_title) = outcome.job, search_titles(outcome)
+def extend_page(
+    outcome: Outcome, command: str, model: dict[str, Any], statistics: Statistics | None, records: bytes
+) -> Page:
+    """The page of an outcome.
+
+    Args:
+        statistics: of the heads under the best rule or remap; None where no DoPE plan was tried.
+        records: the file of all answers.
+    """
+    rules_title, dope_title = search_titles(outcome)
     count, warning = outcome.needle_count, few_prompts(outcome)
     parts: list[Part] = [
         Section("Judged on prompts that no choice had seen"),
@@ -98,13 +107,8 @@ def extend_page(outcome: Outcome, command: str, model: dict[str, Any], statistic
         Paragraph(SHORT_COST),
         Table(short_header(outcome), short_rows(outcome)),
         Section("The search"),
-        Table(("rule", *SEARCH_HEADER), search_rows(outcome.rules), rules_title),
-        Table(("plan", *SEARCH_HEADER), search_rows(outcome.dope), dope_title),
-        Section("The heads"),
-        Paragraph(
-            f"Measured on {statistics.num_tokens:,} tokens of {job.text.name} under {_base(outcome)}, after rotation."
-        ),
-        _heads(outcome, statistics),
+        Table(("rule or remap", *SEARCH_HEADER), search_rows(outcome.rules), rules_title),
+        *(_dope(outcome, statistics, dope_title) if statistics else []),
         Section("How this was made"),
         Reproduce(command, facts(outcome, model)),
         Download("results.jsonl", records, "application/jsonl"),
@@ -112,10 +116,19 @@ def extend_page(outcome: Outcome, command: str, model: dict[str, Any], statistic
     return Page(title(outcome, model), verdict(outcome), parts)
 
 
-def _base(outcome: Outcome) -> str:
-    rule = outcome.dope_rule or outcome.best_rule
-    assert rule is not None
-    return rule.name
+def _dope(outcome: Outcome, statistics: Statistics, table_title: str) -> list[Part]:
+    """The search among DoPE plans, and what their heads are chosen by."""
+    assert outcome.best is not None
+    measured = f"Measured on {statistics.num_tokens:,} tokens of {outcome.job.text.name} under {outcome.best.name}"
+    far = (
+        ", those past its window at the positions at which they are compared" if is_remap(outcome.best.encoding) else ""
+    )
+    return [
+        Table(("plan", *SEARCH_HEADER), search_rows(outcome.dope), table_title),
+        Section("The heads"),
+        Paragraph(f"{measured}, after rotation{far}."),
+        _heads(outcome, statistics),
+    ]
 
 
 def _by_depth(outcome: Outcome) -> list[Part]:
@@ -126,7 +139,7 @@ def _by_depth(outcome: Outcome) -> list[Part]:
     depths = sorted({depth for means in found.values() for depth in means})
     columns = [f"{depth:.2f}" for depth in depths]
     maps: list[Part] = []
-    for which, name, unit in ((0, "Answers right by depth", "share"), (1, "Answer NLL by depth", "nats a token")):
+    for which, name, unit in ((0, "Answers right by depth", "share"), (1, "Answer NLL by depth", "nats per token")):
         panel = [[means[depth][which] if depth in means else None for depth in depths] for means in found.values()]
         maps.append(
             HeatMaps(
@@ -149,11 +162,12 @@ def _answers(outcome: Outcome) -> Part:
     """Every question of the judgement with each arm's answer."""
     said = {name: {(a.prompt, a.key): a for a in answers} for name, answers in outcome.final.items()}
     rows = []
-    for a in outcome.final["plain"]:
+    assert outcome.best is not None
+    for a in outcome.final[outcome.best.name]:
         row = [a.prompt, f"{a.depth:.2f}", a.key, a.expected]
         for answers in said.values():
-            answer = answers[a.prompt, a.key]
-            row.append(f"{'✓' if answer.is_exact else '✗'} {answer.generated}")
+            answer = answers.get((a.prompt, a.key))  # plain may have been asked about the first prompt alone
+            row.append("" if answer is None else f"{'✓' if answer.is_exact else '✗'} {answer.generated}")
         rows.append(row)
     table = Table(("prompt", "depth", "asked for", "expected", *said), rows, "✓ right, ✗ wrong")
     return Folded(f"All {len(rows)} questions and answers of the judgement", [table])

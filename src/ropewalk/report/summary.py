@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ropewalk.evaluation.candidates import Candidate
+from ropewalk.evaluation.candidates import Candidate, is_remap
 from ropewalk.evaluation.provenance import made_with
 from ropewalk.evaluation.score import (
     Answer,
@@ -35,22 +35,22 @@ class Row:
         return self.name, self.right, self.nll, self.against
 
 
-HEADER = ("encoding", "answers right", "answer NLL, nats a token", "against the best rule")
+HEADER = ("encoding", "answers right", "answer NLL, nats per token", "against the best of the search")
 BREAKS_HEADER = ("tokens", "answers right, plain", "answer NLL, plain")
 SEARCH_HEADER = ("prompts", "answers right", "answer NLL")  # after the column of names
 SHORT_COST = (
-    'Mean nats a token of held-out text (lower is better); the plan can be installed with `when="long"`, which keeps '
+    'Mean nats per token of held-out text (lower is better); the plan can be installed with `when="long"`, which keeps '
     "short inputs plain."
 )
 
 
 def final_rows(outcome: Outcome) -> list[Row]:
-    """The judgement on fresh prompts, a row an arm."""
-    rows = []
+    """The judgement on fresh prompts, a row an arm; first, for comparison, the plain model at its training length."""
+    best, at = _best(outcome), outcome.at_original
+    rows = [Row(f"plain at {outcome.job.original_length:,} tokens, its training length", right(at), nll(at), "")]
     for arm in _arms(outcome):
         answers = outcome.final[arm.name]
-        is_reference = arm == outcome.best_rule
-        against = "" if is_reference else difference(outcome.against(arm, _best_rule(outcome)))
+        against = "" if arm == best else difference(outcome.against(arm, best))
         rows.append(Row(arm.name, right(answers), nll(answers), against))
     return rows
 
@@ -61,41 +61,64 @@ def search_rows(found: Sequence[tuple[Candidate, Sequence[Answer]]]) -> list[tup
 
 
 def verdict(outcome: Outcome) -> str:
-    """One sentence: is a DoPE plan better than the best length rule, beyond chance? And what is saved."""
-    rule, dope = _best_rule(outcome), outcome.best_dope
-    assert dope is not None and outcome.plain is not None
-    rule_gain = outcome.against(rule, outcome.plain)
-    if rule_gain.is_better:
-        over = f"the rule itself is better than plain beyond chance ({difference(rule_gain)})"
-    elif rule_gain.is_worse:
-        over = f"the rule is worse than plain beyond chance ({difference(rule_gain)}): use neither at this length"
-    else:
-        over = f"nor is the rule better than plain beyond chance ({difference(rule_gain)})"
+    """Which encoding is saved, what it gains on plain and on the best of the other family, and whether DoPE adds."""
+    winner, plain = outcome.winner, outcome.plain
+    assert winner is not None and plain is not None
+    prompts = len({a.prompt for a in outcome.final[winner.name]})
+    said = [
+        f"{winner.name} is saved. On {prompts} prompts that no choice had seen it answers {_share(outcome, winner)}"
+    ]
+    gain = outcome.against(winner, plain)
+    how = "better than plain" if gain.is_better else "worse than plain" if gain.is_worse else "not told from plain"
+    said[0] += f", plain {_share(outcome, plain)}: {how} beyond chance (answer NLL {difference(gain)})."
+    if gain.is_worse:
+        said.append("Use neither at this length.")
+    rival = outcome.other if winner != outcome.other else outcome.best
+    if rival is not None and rival != winner:
+        said.append(f"Against {rival.name}, {_kind(rival)}: {_told(outcome.against(winner, rival))}.")
+    return " ".join([*said, _dope_verdict(outcome)])
+
+
+def _dope_verdict(outcome: Outcome) -> str:
+    """Whether DoPE adds to the best rule or remap."""
+    best, dope = _best(outcome), outcome.best_dope
+    if dope is None:
+        return "DoPE plans weren't tried; a larger `--budget`, or `--dope always`, tries them."
     if dope.name not in outcome.final:
+        ahead = difference(outcome.in_search())
         return (
-            f"No DoPE plan tried was ahead of the best length rule, {rule.name}, in the search (the best of them, "
-            f"{dope.name}: answer NLL {difference(outcome.in_search())}), so none was judged; {over}; the rule is "
-            "saved."
+            f"No DoPE plan tried was ahead of {best.name} in the search (the best, {dope.name}: answer NLL {ahead}), "
+            "so none was judged."
         )
-    gain = outcome.against(dope, rule)
-    prompts = len({a.prompt for a in outcome.final[rule.name]})
-    figures = f"answer NLL {difference(gain)} on {prompts} prompts that no choice had seen"
+    gain = outcome.against(dope, best)
+    figures = f"answer NLL {difference(gain)}"
     if outcome.winner == dope:
-        return f"{dope.name} is better than the best length rule, {rule.name}, beyond chance ({figures}): it is saved."
+        return f"Without DoPE, {best.name} is behind it beyond chance ({figures})."
     if gain.is_better and not is_gain(gain):
-        return (
-            f"{dope.name} is better than the best length rule, {rule.name}, beyond chance ({figures}), but by less "
-            f"than {LEAST_GAIN} nats, too little to matter; the rule is saved."
-        )
+        return f"{dope.name} is better by less than {LEAST_GAIN} nats, too little to matter ({figures})."
     if gain.is_better:
+        assert outcome.plain is not None
+        against_plain = difference(outcome.against(dope, outcome.plain))
         return (
-            f"{dope.name} is better than the best length rule, {rule.name} ({figures}), but not than plain "
-            f"({difference(outcome.against(dope, outcome.plain))}) beyond chance; the rule is saved."
+            f"{dope.name} is better than {best.name} ({figures}), but not than plain ({against_plain}) beyond chance."
         )
-    return (
-        f"No DoPE plan tried is better than the best length rule, {rule.name}, beyond chance (the best of them, "
-        f"{dope.name}: {figures}); {over}; the rule is saved."
-    )
+    return f"No DoPE plan tried is better than {best.name} beyond chance (the best of them, {dope.name}: {figures})."
+
+
+def _told(paired: PairedDifference) -> str:
+    """'better beyond chance (answer NLL -0.1 [-0.2, -0.0])'."""
+    how = "better" if paired.is_better else "worse" if paired.is_worse else "no difference"
+    return f"{how} beyond chance (answer NLL {difference(paired)})"
+
+
+def _share(outcome: Outcome, arm: Candidate) -> str:
+    """'7 of 10 right'."""
+    answers = outcome.final[arm.name]
+    return f"{sum(a.is_exact for a in answers)} of {len(answers)} right"
+
+
+def _kind(candidate: Candidate) -> str:
+    return "the best remap" if is_remap(candidate.encoding) else "the best length rule"
 
 
 def evidence(outcome: Outcome) -> dict[str, Any]:
@@ -127,7 +150,7 @@ def setup(outcome: Outcome) -> str:
 
 def few_prompts(outcome: Outcome) -> str:
     """A warning where the intervals are of little use; else nothing."""
-    prompts = len({a.prompt for a in outcome.final["plain"]})
+    prompts = len({a.prompt for a in outcome.final[_best(outcome).name]})
     return (
         ""
         if prompts >= 5
@@ -165,10 +188,9 @@ def short_rows(outcome: Outcome) -> list[tuple[str, ...]]:
 
 def search_titles(outcome: Outcome) -> tuple[str, str]:
     """What stands above the table of rules, and above that of DoPE plans."""
-    beneath = (outcome.dope_rule or _best_rule(outcome)).name
     return (
-        "Length rules, best first, then plain; those that were dropped earlier have fewer prompts.",
-        f"DoPE plans on top of {beneath}, best first.",
+        "Length rules and remaps, best first; those that were dropped earlier have fewer prompts.",
+        f"DoPE plans on top of {_best(outcome).name}, best first.",
     )
 
 
@@ -212,10 +234,10 @@ def _mark(estimate: Estimate) -> str:
 
 
 def _arms(outcome: Outcome) -> list[Candidate]:
-    arms = [outcome.plain, outcome.best_rule, outcome.best_dope]
+    arms = [outcome.plain, outcome.best, outcome.other, outcome.best_dope]
     return [arm for arm in arms if arm is not None and arm.name in outcome.final]
 
 
-def _best_rule(outcome: Outcome) -> Candidate:
-    assert outcome.best_rule is not None
-    return outcome.best_rule
+def _best(outcome: Outcome) -> Candidate:
+    assert outcome.best is not None
+    return outcome.best
