@@ -61,9 +61,9 @@ def test_rules_by_name_with_and_without_a_factor(target: Target) -> None:
 def test_remaps_have_the_sizes_that_extend_gives_them(target: Target) -> None:
     own = RoPE.from_model(target.model)
     offered = remap_candidates(target.model, own, 128, 220)
-    assert [candidate.name.split()[0] for candidate in offered] == list(REMAPS)
-    for name, candidate in zip(REMAPS, offered, strict=True):
-        assert build_plan(PlanEntry(remap=name), target) == Candidate(name, candidate.encoding)
+    for name in REMAPS:
+        likeliest = next(candidate for candidate in offered if candidate.name.split()[0] == name)
+        assert build_plan(PlanEntry(remap=name), target) == Candidate(name, likeliest.encoding)
     capped = tiny("Gemma2")  # its scores are capped before the softmax
     other = dataclasses.replace(target, model=capped, saved=as_saved(capped, "gemma2"))
     with pytest.raises(ArgumentError, match="plans='rerope'") as caught:

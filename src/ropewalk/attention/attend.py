@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -73,10 +73,9 @@ def attend(
             raise ArgumentError("num_heads", module.num_heads, f"the queries have {q.shape[1]} heads")
         counts_up = positions is None or is_run(of_queries, of_keys)
         return attend_biased(module, q, k, v, (of_queries, of_keys), visible, scale, dropout, counts_up)
-    if isinstance(module, RemapModule):
-        return attend_remapped(module, q, k, v, (of_queries, of_keys), visible, scale, dropout)
     if isinstance(module, ScoreModule):
-        return attend_scored(module, q, k, v, (of_queries, of_keys), visible, scale, dropout)
+        attend_module: Any = attend_remapped if isinstance(module, RemapModule) else attend_scored
+        return cast(Tensor, attend_module(module, q, k, v, (of_queries, of_keys), visible, scale, dropout))
     remedy = "it is added to the token vectors, not used in attention: add module.embed(positions) to those"
     raise ArgumentError("encoding", type(module).__name__, remedy)
 

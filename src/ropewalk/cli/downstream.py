@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
-from ropewalk.cli.options import given_command, plain_console, prepared_folder, tell_damage, text_table
+from ropewalk.cli.options import RULES, given_command, plain_console, prepared_folder, tell_damage, text_table
 from ropewalk.cli.several import Counted
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ def measure_downstream(
     ],
     pairs: Annotated[str, typer.Option(help="Minimal pairs: JSON lines as BLiMP's, a file or a folder.")] = "",
     words: Annotated[str, typer.Option(help="Last words: JSON lines with text, or a text with a passage a line.")] = "",
-    rules: Annotated[str, typer.Option(help="Length rules with commas: a row each for every model that rotates.")] = "",
+    rules: Annotated[str, typer.Option(help=RULES)] = "",
     furthest: Annotated[int, typer.Option(help="For rules: the length they are for, in training lengths.")] = 10,
     factor: Annotated[float, typer.Option(help="The rules' factor; 0: the furthest length's.")] = 0.0,
     training_length: Annotated[int, typer.Option(help="For rules, in tokens; 0: as the models say.")] = 0,

@@ -14,7 +14,7 @@ from ropewalk.cli.options import duration, given_command, plain_console, prepare
 if TYPE_CHECKING:
     from ropewalk.evaluation.as_saved import AsSaved
     from ropewalk.evaluation.needle_count import NeedleCount
-    from ropewalk.extend import Outcome
+    from ropewalk.extend import Job, Outcome
 
 
 _DEPTHS = (
@@ -52,12 +52,9 @@ def extend_model(
     seconds = duration(budget)
     folder = prepared_folder(out)
 
-    from ropewalk.cli.progress import Watch
     from ropewalk.errors import unknown_name
     from ropewalk.evaluation.as_saved import as_saved
-    from ropewalk.evaluation.identity import identity
-    from ropewalk.evaluation.store import Store
-    from ropewalk.extend import Job, extend, prepared_text
+    from ropewalk.extend import Job, prepared_text
     from ropewalk.hf.loading import load_model
     from ropewalk.hf.when import WHEN
     from ropewalk.tasks.haystack import read_text
@@ -80,14 +77,24 @@ def extend_model(
         dope=dope,
     )
     prepared_text(job, tokenizer)
-    with Store(folder / "results.jsonl", job.settings(saved.about, identity(loaded, tokenizer))) as store:
+    outcome = _search(console, loaded, tokenizer, job, saved, folder)
+    _save(loaded, saved.about, outcome, when, folder, given_command(ctx, "extend", argument="model"))
+    _print(console, outcome, folder)
+
+
+def _search(console: Console, model: Any, tokenizer: Any, job: Job, saved: AsSaved, folder: Path) -> Outcome:
+    """Run the search with its records in the folder, and show how far it is."""
+    from ropewalk.cli.progress import Watch
+    from ropewalk.evaluation.identity import identity
+    from ropewalk.evaluation.store import Store
+    from ropewalk.extend import extend
+
+    with Store(folder / "results.jsonl", job.settings(saved.about, identity(model, tokenizer))) as store:
         tell_damage(console, store)
         spent = sum(record.get("seconds", 0.0) for record in store.records())
         told = partial(_tell_needle_count, console)
-        with Watch(console, seconds, spent).shown() as watch:
-            outcome = extend(loaded, tokenizer, job, store, watch.start, watch.done, saved.rotation, told)
-    _save(loaded, saved.about, outcome, when, folder, given_command(ctx, "extend", argument="model"))
-    _print(console, outcome, folder)
+        with Watch(console, job.budget, spent).shown() as watch:
+            return extend(model, tokenizer, job, store, watch.start, watch.done, saved.rotation, told)
 
 
 def _check_rotation(model: Any, saved: AsSaved, name: str, when: str) -> None:

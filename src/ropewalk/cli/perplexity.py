@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
-from ropewalk.cli.options import given_command, plain_console, prepared_folder, tell_damage, text_table
+from ropewalk.cli.options import RULES, given_command, plain_console, prepared_folder, tell_damage, text_table
 from ropewalk.cli.several import Counted
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ def measure_perplexity(
     training_length: Annotated[int, typer.Option(help="Tokens; 0: as the models say.")] = 0,
     furthest: Annotated[int, typer.Option(help="The longest length, in training lengths.")] = 10,
     windows: Annotated[int, typer.Option(help="Windows of text, the independent units of the intervals.")] = 8,
-    rules: Annotated[str, typer.Option(help="Length rules with commas: a row each for every model that rotates.")] = "",
+    rules: Annotated[str, typer.Option(help=RULES)] = "",
     factor: Annotated[float, typer.Option(help="The rules' factor; 0: the furthest length's.")] = 0.0,
     plan: Annotated[list[str] | None, typer.Option(help="Saved plans, a row each: folders or hub ids.")] = None,
     way: Annotated[str, typer.Option(help="full: each window once; sliding: one text at every context.")] = "full",

@@ -66,6 +66,10 @@ class DualChunk(Remap):
     def sizes(self) -> str:
         return f"{self.chunk_size}/{self.local_size}"
 
+    @property
+    def near(self) -> tuple[str, int]:
+        return "chunk_size", self.chunk_size
+
     def largest_distance(self, length: int) -> int:
         """The largest relative position in `length` tokens: c - 1 once they fill c."""
         check_length("length", length)

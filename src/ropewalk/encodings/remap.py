@@ -50,6 +50,11 @@ class Remap(Encoding):
         """Its sizes in tokens, as names of candidates have them."""
         raise NotImplementedError
 
+    @property
+    def near(self) -> tuple[str, int]:
+        """The argument that says up to which distance positions are exact, and its value in tokens."""
+        raise NotImplementedError
+
     def single_rope(self) -> RoPE:
         """The RoPE; an error that names `at` when layers differ."""
         if isinstance(self.rope, PerLayer):

@@ -49,6 +49,10 @@ class ReRoPE(Remap):
     def sizes(self) -> str:
         return f"{self.window}" if self.leak is None else f"{self.window}/{self.leak:g}"
 
+    @property
+    def near(self) -> tuple[str, int]:
+        return "window", self.window
+
     def largest_distance(self, length: int) -> float:
         """The largest relative position in `length` tokens."""
         check_length("length", length)

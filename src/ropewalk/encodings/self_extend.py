@@ -45,6 +45,10 @@ class SelfExtend(Remap):
     def sizes(self) -> str:
         return f"{self.window}/{self.group}"
 
+    @property
+    def near(self) -> tuple[str, int]:
+        return "window", self.window
+
     def largest_distance(self, length: int) -> int:
         """The largest relative position in `length` tokens."""
         check_length("length", length)

@@ -14,6 +14,7 @@ from ropewalk.encodings.base import Encoding
 from ropewalk.encodings.per_layer import PerLayer
 from ropewalk.encodings.rope import RoPE
 from ropewalk.errors import ArgumentError, MismatchedModelError
+from ropewalk.evaluation.remaps import is_remap_name, named_remap
 from ropewalk.evaluation.subjects import Subject
 from ropewalk.frequencies import DynamicNTK, Rule, rule_for
 from ropewalk.hf import handle_of, install, installed
@@ -82,7 +83,7 @@ def arms(
 
     Args:
         subjects: the models.
-        rules: names of length rules.
+        rules: names of length rules, and of remaps as `named_remap` takes them.
         training_length, target_length: in tokens, what the rules are told.
         factor: of the rules; None: target_length / training_length.
         plans: folders or hub ids of saved plans.
@@ -92,7 +93,9 @@ def arms(
             given twice.
         MismatchedModelError: a plan for none of the models.
     """
-    made = {name: rule_for(name, training_length, target_length, factor) for name in rules}
+    made = {
+        name: None if is_remap_name(name) else rule_for(name, training_length, target_length, factor) for name in rules
+    }
     if made and all(subject.rotation is None for subject in subjects):
         names = ", ".join(subject.name for subject in subjects)
         remedy = f"no model here turns by RoPE ({names}); leave the rules out"
@@ -104,7 +107,11 @@ def arms(
         found.append(Arm(subject.name, subject))
         if subject.rotation is not None:
             for name, rule in made.items():
-                found.append(Arm(f"{subject.name} + {_rule_name(name, rule)}", subject, _ruled(subject, rule)))
+                if rule is None:
+                    encoding = _remapped(subject, name, training_length, target_length)
+                    found.append(Arm(f"{subject.name} + {name}", subject, encoding))
+                else:
+                    found.append(Arm(f"{subject.name} + {_rule_name(name, rule)}", subject, _ruled(subject, rule)))
         for name, plan, owner in planned:
             if owner is subject:
                 found.append(Arm(f"{subject.name} + plan {name}", subject, plan.encoding, plan))
@@ -154,6 +161,12 @@ def _ruled(subject: Subject, rule: Rule) -> Encoding:
         return own.map(_changed(rule, stretched))
     assert own is not None
     return dataclasses.replace(own, rule=rule)
+
+
+def _remapped(subject: Subject, name: str, training_length: int, target_length: int) -> Encoding:
+    """The subject's rotation under a remap in the layers that it is for."""
+    assert subject.rotation is not None
+    return named_remap(name, subject.rotation, training_length, target_length, subject.stretched)
 
 
 def _changed(rule: Rule, stretched: Callable[[int], bool]) -> Callable[[int, Encoding], Encoding]:

@@ -17,13 +17,14 @@ from ropewalk.analysis.statistics import Statistics
 from ropewalk.encodings.base import Encoding
 from ropewalk.encodings.dope import DoPE
 from ropewalk.encodings.per_layer import PerLayer
+from ropewalk.encodings.remap import Remap
 from ropewalk.encodings.rope import RoPE
 from ropewalk.errors import ArgumentError, DamagedFileError, RopewalkError
 from ropewalk.evaluation.as_saved import AsSaved
 from ropewalk.evaluation.candidates import Candidate
 from ropewalk.evaluation.cells import Cells
 from ropewalk.evaluation.content import content_hash, reference
-from ropewalk.evaluation.remaps import remap_candidate
+from ropewalk.evaluation.remaps import check_serves, named_remap
 from ropewalk.evaluation.sweep_config import PLAIN, DoPEEntry, PlanEntry, SweepConfig
 from ropewalk.files import one_line_errors
 from ropewalk.frequencies import Resonance, Rule, rule_for
@@ -86,7 +87,7 @@ def build_plan(entry: PlanEntry, target: Target) -> Candidate:
 def with_dope(rule: Candidate, entry: DoPEEntry, target: Target) -> Candidate:
     """DoPE on top of a rule, its heads chosen by statistics of the model under that rule at the target's length."""
     rope = rule.encoding
-    assert isinstance(rope, RoPE | PerLayer)
+    assert isinstance(rope, RoPE | Remap | PerLayer)
     statistics = head_statistics(rule.encoding, target)
     rank = None if entry.r is None else min(entry.r, statistics.head_dim)
     heads = min(entry.heads, len(statistics.layers) * statistics.num_heads)
@@ -103,6 +104,7 @@ def with_dope(rule: Candidate, entry: DoPEEntry, target: Target) -> Candidate:
         sigma=entry.sigma,
         scope=entry.scope,
         apply_to=entry.apply_to,
+        view=entry.view,
     )
     return Candidate(_dope_name(rule.name, entry, plan, rank), plan)
 
@@ -164,13 +166,14 @@ def _saved(entry: PlanEntry, target: Target) -> Candidate:
 
 
 def _remapped(name: str, target: Target) -> Candidate:
-    """A remap with the sizes that `extend` gives it at this length; its name is the same at all lengths."""
+    """A remap with the sizes that its name tells, or `extend` gives it; its name is the same at all lengths."""
     own, stretched = target.saved.to_stretch(target.model, target.original_length)
+    encoding = named_remap(name, own, target.original_length, target.length, stretched)
     try:
-        found = remap_candidate(name, target.model, own, target.original_length, target.length, stretched)
+        check_serves(target.model, encoding)
     except RopewalkError as error:
         raise ArgumentError("plans", name, f"{target.saved.about['name']} can't have it ({error})") from error
-    return dataclasses.replace(found, name=name)
+    return Candidate(name, encoding)
 
 
 def _ruled(entry: PlanEntry, target: Target) -> Candidate:
@@ -202,7 +205,7 @@ def _dope_name(rule: str, entry: DoPEEntry, plan: DoPE, rank: int | None) -> str
     score = f"{entry.score}{'' if rank is None else f'-{rank}'} {entry.indicator}"
     words = [score, *([entry.order] if entry.order is not None else [])]
     default = DoPEEntry()
-    for name in ("scope", "apply_to", "seed", "sigma"):
+    for name in ("scope", "apply_to", "view", "seed", "sigma"):
         value = getattr(entry, name)
         words += [] if value == getattr(default, name) else [f"{name} {value}"]
     count = len(plan.heads)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import re
 from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 from torch import nn
@@ -24,6 +26,20 @@ from ropewalk.hf import installed
 # was seen to lose what its training length still gave it.
 _SELF_EXTEND = ((1 / 4, 0.84), (1 / 8, 0.71), (1 / 2, 0.84))
 _RECTIFIED, _CHUNK = 1 / 2, 3 / 4
+
+
+class _Form(NamedTuple):
+    """How the sizes of a remap are written, as a pattern and for people."""
+
+    pattern: str
+    shown: str
+
+
+_FORMS = {
+    SelfExtend.kind: _Form(r"(\d+)/(\d+)", "WINDOW/GROUP"),
+    ReRoPE.kind: _Form(r"(\d+)(?:/(\d*\.?\d+))?", "WINDOW or WINDOW/LEAK"),
+    DualChunk.kind: _Form(r"(\d+)/(\d+)", "CHUNK/LOCAL"),
+}
 # So many rules come before ReRoPE and dual chunk attention.
 _RULES_FIRST = 4
 REMAPS = (SelfExtend.kind, ReRoPE.kind, DualChunk.kind)
@@ -36,9 +52,15 @@ def remap_candidates(
     target_length: int,
     stretched: Callable[[int], bool] = lambda _: True,
 ) -> list[Candidate]:
-    """Self-Extend with several windows, ReRoPE and dual chunk attention, likeliest first; those a model can have.
+    """Self-Extend with several windows, ReRoPE and dual chunk attention on a model's own rotation, likeliest first.
 
-    Args and names as in `remap_candidate`.
+    No distance in `target_length` tokens reaches the training length. Under Self-Extend a quarter of the training
+    length, an eighth or half of it stays exact, and the smallest group is taken that keeps far positions under a share
+    of it; half of it stays exact under ReRoPE; dual chunk attention has chunks of three quarters with a local window
+    of a quarter. Each is called after its sizes in tokens. Remaps that the model can't have are left out.
+
+    Args:
+        stretched: whether a layer is remapped; layers with a window don't see far enough to need it.
     """
     found = []
     for name in REMAPS:
@@ -46,29 +68,6 @@ def remap_candidates(
             with contextlib.suppress(RopewalkError):
                 found.append(_candidate(model, own, remap, stretched))
     return found
-
-
-def remap_candidate(
-    name: str,
-    model: nn.Module,
-    own: RoPE | PerLayer,
-    original_length: int,
-    target_length: int,
-    stretched: Callable[[int], bool] = lambda _: True,
-) -> Candidate:
-    """The likeliest of one kind of `REMAPS` on a model's own rotation, called after its sizes in tokens.
-
-    No distance in `target_length` tokens reaches the training length. Under Self-Extend a quarter of the training
-    length stays exact and the smallest group is taken that keeps far positions under 0.84 of it; half of it stays
-    exact under ReRoPE; dual chunk attention has chunks of three quarters with a local window of one.
-
-    Args:
-        stretched: whether a layer is remapped; layers with a window don't see far enough to need it.
-
-    Raises:
-        RopewalkError: the model can't have it.
-    """
-    return _candidate(model, own, _sized(name, original_length, target_length)[0], stretched)
 
 
 def smallest_group(window: int, target_length: int, furthest: float) -> int:
@@ -117,10 +116,82 @@ def _candidate(
     model: nn.Module, own: RoPE | PerLayer, remap: Callable[[RoPE], Remap], stretched: Callable[[int], bool]
 ) -> Candidate:
     encoding = _remapped(own, remap, stretched)
-    _check_serves(model, encoding)
+    check_serves(model, encoding)
     each = [encoding] if isinstance(own, RoPE) else [entry for _, entry in getattr(encoding, "layers", ())]
     made = next(entry for entry in each if isinstance(entry, Remap))
     return Candidate(f"{made.kind} {made.sizes}", encoding)
+
+
+def named_remap(
+    spec: str,
+    own: RoPE | PerLayer,
+    original_length: int,
+    target_length: int,
+    stretched: Callable[[int], bool] = lambda _: True,
+) -> Encoding:
+    """The remap of a rotation that a config or a command line names: `self_extend`, or with its sizes in tokens.
+
+    `self_extend:WINDOW/GROUP`, `rerope:WINDOW` or `rerope:WINDOW/LEAK`, `dual_chunk:CHUNK/LOCAL`; without sizes the
+    likeliest ones for the lengths.
+
+    Raises:
+        ArgumentError: an unknown kind, sizes that aren't such numbers, or that don't fit the lengths.
+    """
+    kind, sizes = parsed_remap(spec)
+    if not sizes:
+        return _remapped(own, _sized(kind, original_length, target_length)[0], stretched)
+
+    def remap(rope: RoPE) -> Remap:
+        if kind == SelfExtend.kind:
+            return SelfExtend(rope, window=int(sizes[0]), group=int(sizes[1]))
+        if kind == ReRoPE.kind:
+            return ReRoPE(rope, window=int(sizes[0]), leak=sizes[1] if len(sizes) > 1 else None)
+        return DualChunk(rope, chunk_size=int(sizes[0]), local_size=int(sizes[1]))
+
+    example = own if isinstance(own, RoPE) else next(one for _, one in own.layers if isinstance(one, RoPE))
+    check_fits(remap(example), original_length, target_length)
+    return _remapped(own, remap, stretched)
+
+
+def is_remap_name(spec: str) -> bool:
+    """Whether a name on a command line or in a config is a remap's, with sizes or without."""
+    return spec.partition(":")[0] in REMAPS
+
+
+def parsed_remap(spec: str) -> tuple[str, tuple[float, ...]]:
+    """(kind, sizes) of what `named_remap` takes; sizes are empty where none are told."""
+    kind, colon, rest = spec.partition(":")
+    if kind not in REMAPS:
+        raise unknown_name("remap", kind, REMAPS)
+    if not colon:
+        return kind, ()
+    form = _FORMS[kind]
+    found = re.fullmatch(form.pattern, rest)
+    if found is None:
+        raise ArgumentError("remap", spec, f"give {kind}:{form.shown}, in tokens")
+    return kind, tuple(float(number) for number in found.groups() if number is not None)
+
+
+def check_fits(remap: Remap, original_length: int, target_length: int) -> None:
+    """Refuse sizes that do nothing in so many tokens, or let distances reach the training length.
+
+    Raises ArgumentError that tells what would fit.
+    """
+    name, near = remap.near
+    if near >= target_length:
+        remedy = f"is not shorter than the text of {target_length:,} tokens, so nothing changes; give less"
+        raise ArgumentError(name, near, f"{remedy} than the training length, {original_length:,}")
+    furthest = remap.largest_distance(target_length)
+    if furthest < original_length:
+        return
+    beyond = f"lets distances reach {furthest:,.0f}, but the model was trained on {original_length:,} tokens"
+    if isinstance(remap, SelfExtend) and near < original_length - 1:
+        group = smallest_group(near, target_length, original_length - 1)
+        raise ArgumentError("group", remap.group, f"{beyond}; with this window give {group} or more")
+    if isinstance(remap, ReRoPE) and remap.leak is not None and near < original_length:
+        leak = (original_length - 1 - near) / max(1, target_length - 1 - near)
+        raise ArgumentError("leak", remap.leak, f"{beyond}; with this window give {leak:.3g} or less")
+    raise ArgumentError(name, near, f"{beyond}; give less")
 
 
 def search_candidates(
@@ -148,7 +219,7 @@ def _remapped(own: RoPE | PerLayer, remap: Callable[[RoPE], Remap], stretched: C
     return own.map(lambda layer, rope: remap(rope) if isinstance(rope, RoPE) and stretched(layer) else rope)
 
 
-def _check_serves(model: nn.Module, encoding: Encoding) -> None:
+def check_serves(model: nn.Module, encoding: Encoding) -> None:
     """Refuse what a model can't have, also where only its attention says so."""
     device = next(model.parameters()).device
     with torch.no_grad(), installed(model, encoding):

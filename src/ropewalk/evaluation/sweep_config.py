@@ -11,11 +11,11 @@ from typing import Any
 
 from ropewalk.analysis.scores import ORDERS, find_score
 from ropewalk.analysis.statistics import INDICATORS
-from ropewalk.encodings.dope import READINGS, SCOPES, SIDES
+from ropewalk.encodings.dope import READINGS, SCOPES, SIDES, VIEWS
 from ropewalk.errors import ArgumentError, unknown_name
 from ropewalk.evaluation.config_values import as_list, check_distinct, field_names, number, section, text, whole
 from ropewalk.evaluation.halves import WINDOWS, WINDOWS_OPTIONS, check_windows
-from ropewalk.evaluation.remaps import REMAPS
+from ropewalk.evaluation.remaps import REMAPS, is_remap_name, parsed_remap
 from ropewalk.files import one_line_errors
 from ropewalk.frequencies import rules
 from ropewalk.tasks.haystack import DEMO
@@ -36,9 +36,10 @@ class ModelEntry:
 
 @dataclass(frozen=True)
 class PlanEntry:
-    """One plan: `plain`, a length rule, a rule with DoPE on top (`dope` says how), a remap, or a saved plan's folder.
+    """One plan: `plain`, a length rule or a remap, either with DoPE on top (`dope` says how), or a saved plan's folder.
 
-    `rule` None is the model's own rotation; `factor` None is target / training length. `remap` is one of `REMAPS`.
+    `rule` None is the model's own rotation; `factor` None is target / training length. `remap` is what `named_remap`
+    takes.
     """
 
     rule: str | None = None
@@ -51,13 +52,13 @@ class PlanEntry:
     @property
     def is_rule(self) -> bool:
         """Whether it is among those of which the best is picked: a rule alone, or a remap, as in `extend`."""
-        return self.remap is not None or (self.rule is not None and self.dope is None)
+        return self.dope is None and (self.remap is not None or self.rule is not None)
 
     @property
     def title(self) -> str:
         """What an error calls it."""
         on_top = "" if self.dope is None else f" + DoPE {self.dope.mode}"
-        return self.name or self.saved or self.remap or f"{self.rule or PLAIN}{on_top}"
+        return self.name or self.saved or f"{self.remap or self.rule or PLAIN}{on_top}"
 
 
 @dataclass(frozen=True)
@@ -73,6 +74,7 @@ class DoPEEntry:
     heads: int = 3
     scope: str = "query_head"
     apply_to: str = "both"
+    view: str = "both"
     seed: int = 42
     sigma: float = 1.0
 
@@ -170,29 +172,43 @@ def _model(entry: Any, where: str) -> ModelEntry:
 
 def _plans(entry: Any, where: str) -> list[PlanEntry]:
     """The plans of an entry: more than one where it has lists of factors, heads and so on."""
-    if entry in REMAPS:
-        return [PlanEntry(remap=entry)]
+    if isinstance(entry, str) and is_remap_name(entry):
+        return [PlanEntry(remap=_remap(entry, where))]
     if isinstance(entry, str):
         return [PlanEntry(rule=_rule(entry, where, *REMAPS, "{rule: ...}", "{dope: ...}", "{plan: ...}"))]
-    data = section(entry, where, ("rule", "factor", "dope", "plan", "name"))
+    data = section(entry, where, ("rule", "factor", "remap", "dope", "plan", "name"))
     if "plan" in data:
         section(entry, where, ("plan", "name"))
         return [PlanEntry(saved=text(data["plan"], f"{where}.plan"), name=data.get("name"))]
-    if "rule" not in data and "dope" not in data:
+    if not {"rule", "remap", "dope"} & set(data):
         raise ArgumentError(
-            where, entry, f"give {PLAIN}, a rule's or remap's name, or one of the keys rule, dope and plan"
+            where, entry, f"give {PLAIN}, a rule's or remap's name, or one of the keys rule, remap, dope and plan"
         )
+    if "remap" in data:
+        section(entry, where, ("remap", "dope", "name"))
     chosen = [_rule(name, f"{where}.rule") for name in as_list(data.get("rule"), f"{where}.rule")]
     factors = [
         None if f is None else number(f, f"{where}.factor") for f in as_list(data.get("factor"), f"{where}.factor")
     ]
     dopes = _dopes(data["dope"], f"{where}.dope") if "dope" in data else [None]
-    found = [PlanEntry(rule, factor, dope) for rule, factor, dope in itertools.product(chosen, factors, dopes)]
+    remaps = [_remap(name, f"{where}.remap") for name in as_list(data.get("remap"), f"{where}.remap")]
+    found = [PlanEntry(*choice) for choice in itertools.product(chosen, factors, dopes, remaps)]
     if data.get("name") is not None:
         if len(found) > 1:
             raise ArgumentError(f"{where}.name", data["name"], f"stands for {len(found)} plans; leave it out")
         found = [dataclasses.replace(found[0], name=text(data["name"], f"{where}.name"))]
     return found
+
+
+def _remap(name: Any, where: str) -> str | None:
+    """A remap by name, perhaps with its sizes; None for none."""
+    if name is None:
+        return None
+    try:
+        parsed_remap(text(name, where))
+    except ArgumentError as error:
+        raise ArgumentError(where, name, error.remedy) from error
+    return str(name)
 
 
 def _dopes(content: Any, where: str) -> list[DoPEEntry | None]:
@@ -204,11 +220,11 @@ def _dopes(content: Any, where: str) -> list[DoPEEntry | None]:
 
 def dope_entry(data: Mapping[str, Any], where: str = "dope") -> DoPEEntry:
     """One DoPE entry, its values checked."""
-    for name in ("mode", "reading", "score", "indicator", "order", "scope", "apply_to"):
+    for name in ("mode", "reading", "score", "indicator", "order", "scope", "apply_to", "view"):
         if data.get(name) is not None:
             text(data[name], f"{where}.{name}")
     entry = DoPEEntry(**data)
-    known = {"mode": READINGS, "indicator": INDICATORS, "scope": SCOPES, "apply_to": SIDES}
+    known = {"mode": READINGS, "indicator": INDICATORS, "scope": SCOPES, "apply_to": SIDES, "view": VIEWS}
     for name, names in known.items():
         if getattr(entry, name) not in names:
             raise unknown_name(f"{where}.{name}", getattr(entry, name), names)

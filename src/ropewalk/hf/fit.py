@@ -12,9 +12,11 @@ from ropewalk.encodings.base import BiasModule, Encoding, EncodingModule, Rotary
 from ropewalk.encodings.dape import DAPEModule
 from ropewalk.encodings.dape_v2 import DAPEv2Module
 from ropewalk.encodings.dope import READINGS, WHOLE_VECTOR, DoPE, DoPEModule
+from ropewalk.encodings.dope_remap import DoPERemapModule
 from ropewalk.encodings.model_rotation import RotaryLayer, model_config
 from ropewalk.encodings.per_layer import PerLayer
 from ropewalk.encodings.pope import PoPEModule
+from ropewalk.encodings.remap import RemapModule
 from ropewalk.encodings.rope import RoPE, RoPEModule
 from ropewalk.encodings.rope_plus_plus import RoPEPlusPlusModule
 from ropewalk.encodings.xpos import XPosModule
@@ -22,6 +24,9 @@ from ropewalk.errors import ArgumentError, UnsupportedModelError
 from ropewalk.hf.content import check_implementation
 from ropewalk.hf.echo import LayerShape
 from ropewalk.hf.probe import check_carried, check_own_keys, observe
+
+# What a model does with its scores, by the option under which its attention function is told.
+_OPTIONS = {"softcap": "caps its scores (softcap)", "s_aux": "has attention sinks (s_aux)"}
 
 
 def fitting_shapes(
@@ -148,7 +153,7 @@ def _other_head_size(layer: RotaryLayer, head_dim: int) -> ArgumentError:
 def _check_heads(layer: RotaryLayer, module: EncodingModule, shape: LayerShape) -> None:
     if isinstance(module, RoPEPlusPlusModule):
         module.encoding.imaginary_heads(shape.num_heads, shape.num_kv_heads)  # refuses heads that aren't there
-    if not isinstance(module, DoPEModule):
+    if not isinstance(module, DoPEModule | DoPERemapModule):
         return
     kind, dope = type(layer.module).__name__, module.dope
     for head in dope.heads.in_layer(layer.index):
@@ -170,8 +175,12 @@ def _check_heads(layer: RotaryLayer, module: EncodingModule, shape: LayerShape) 
 def _check_scores(layer: RotaryLayer, module: EncodingModule, shape: LayerShape) -> None:
     """Refuse scores of the encoding's own where the model changes scores: no attention implementation does both."""
     if isinstance(module, ScoreModule) and shape.options:
-        names = " and ".join(shape.options)
-        raise UnsupportedModelError(f"{type(layer.module).__name__} uses {names}, not served with scores of its own")
+        names = " and ".join(_OPTIONS.get(option, option) for option in shape.options)
+        kind = type(layer.module).__name__
+        if isinstance(module, RemapModule):
+            remedy = "a remap of positions can't have that; give a length rule, such as YaRN"
+            raise UnsupportedModelError(f"{kind} {names}: {remedy}")
+        raise UnsupportedModelError(f"{kind} {names}: not served with scores of its own")
 
 
 def _heads_of(module: EncodingModule) -> int | None:
