@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -291,12 +290,14 @@ def judge(
     decisions = [r for r in store.records() if r["kind"] == "decision" and r["stage"] == "final"]
     decided = max((r["prompts"] for r in decisions if r["budget"] >= budget), default=0)
     outcome.final = {arm.name: [] for arm in arms}
+    measured = 0
     for number in range(decided or MOST_FINAL_PROMPTS):
         asked = arms[1:] if number and is_hopeless(outcome) else arms
         known = decided or sweep.is_measured("final", asked, task, FINAL_FIRST + number)
-        least = math.ceil(LEAST_FINAL_MEASUREMENTS / len(arms))
-        if number >= least and not known and clock.left < kept_back + unit * len(asked):
+        is_enough = measured >= LEAST_FINAL_MEASUREMENTS
+        if is_enough and not known and clock.left < kept_back + unit * len(asked):
             break
+        measured += len(asked)
         for name, answers in sweep.measure("final", asked, task, [FINAL_FIRST + number]).items():
             outcome.final[name] += answers
     key = f"decision/final/{budget:g}"
@@ -306,28 +307,33 @@ def judge(
 
 
 def is_hopeless(outcome: Outcome) -> bool:
-    """Whether the plain model answered nothing of the first fresh prompt and is far behind every other arm there."""
+    """Whether the plain model answered nothing of the first fresh prompt and is far behind every other arm there.
+
+    Beyond chance among that prompt's answers too, as the verdict will rest on them: one answer can't show it.
+    """
     assert outcome.plain is not None
     plain = outcome.final[outcome.plain.name]
     on_first = {name: [a for a in found if a.prompt == plain[0].prompt] for name, found in outcome.final.items()}
-    others = [mean_nll(found) for name, found in on_first.items() if name != outcome.plain.name]
-    mine = on_first[outcome.plain.name]
-    return not any(a.is_exact for a in mine) and mean_nll(mine) > max(others) + HOPELESS
+    mine = on_first.pop(outcome.plain.name)
+    if any(a.is_exact for a in mine) or mean_nll(mine) <= max(map(mean_nll, on_first.values())) + HOPELESS:
+        return False
+    return all(is_gain(paired_difference(found, mine)) for found in on_first.values())
 
 
 def decide(outcome: Outcome) -> Candidate:
     """What is saved: the best rule or remap of the search, unless another arm gains on it beyond chance.
 
-    A DoPE plan must gain on plain too.
+    A DoPE plan must gain on plain too; where one does, the best of the other family must gain on that plan.
     """
     best, plain, dope, other = outcome.best, outcome.plain, outcome.best_dope, outcome.other
     assert best is not None and plain is not None
     judged = dope if dope is not None and dope.name in outcome.final else None
+    winner = best
     if judged is not None and all(is_gain(outcome.against(judged, baseline)) for baseline in (best, plain)):
-        return judged
-    if other is not None and is_gain(outcome.against(other, best)):
-        return other
-    return best
+        winner = judged
+    if other is not None and is_gain(outcome.against(other, winner)):
+        winner = other
+    return winner
 
 
 def is_gain(difference: PairedDifference) -> bool:

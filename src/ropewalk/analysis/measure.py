@@ -14,7 +14,7 @@ from ropewalk.analysis.gram import GramAccumulator
 from ropewalk.analysis.statistics import STAGES, Statistics
 from ropewalk.encodings.base import Encoding, RotaryModule, Tables
 from ropewalk.encodings.model_rotation import model_config, rotary_layers
-from ropewalk.encodings.remap import Part, Remap, RemapModule, Turn
+from ropewalk.encodings.remap import Part, RemapModule, Turn
 from ropewalk.encodings.rope import RoPE, RoPEModule
 from ropewalk.errors import ArgumentError, UnsupportedModelError, unknown_name
 from ropewalk.hf import installed
@@ -40,7 +40,7 @@ def measure(
             `post_ntk` (rotated by `rope`).
         rope: the rotation in force during the pass, with its length rule; the model's own when None. Under a remap of
             positions `post_ntk` is its far view: queries and keys that are further apart than its window, turned to
-            the positions at which those are compared; the other stages can't be had.
+            the positions at which those are compared; the other stages and padding can't be had.
         attention_mask: (B, N), 1 for real tokens; all when None. Positions count real tokens alone.
 
     Raises:
@@ -59,8 +59,6 @@ def measure(
     rope = rope or RoPE.from_model(model)
     mask, positions = _mask_and_positions(input_ids, attention_mask)
     tapped = _Tapped(rope, own, tuple(dict.fromkeys(stages)), mask)
-    if isinstance(rope, Remap) and tapped.stages != ("post_ntk",):
-        raise ArgumentError("stages", stages, "under a remap of positions give post_ntk alone")
     whole: Any = model
     reader = whole.get_decoder() if hasattr(model, "get_decoder") else whole
     with torch.no_grad(), installed(model, tapped):
@@ -134,6 +132,7 @@ class _LayerTap(Encoding):
     def module(self) -> RotaryModule | RemapModule:
         inner = self.tapped.rope.at(self.layer).module()
         if isinstance(inner, RemapModule):
+            self._check_remap()
             listening = _TapRemapModule(inner)
             self.tapped.taps[self.layer] = listening
             return listening
@@ -146,6 +145,13 @@ class _LayerTap(Encoding):
         tap = _TapModule(inner, own.module(), self.tapped)
         self.tapped.taps[self.layer] = tap
         return tap
+
+    def _check_remap(self) -> None:
+        if self.tapped.stages != ("post_ntk",):
+            raise ArgumentError("stages", self.tapped.stages, "under a remap of positions give post_ntk alone")
+        mask = self.tapped.mask
+        if mask is not None and not bool(mask.all()):
+            raise ArgumentError("attention_mask", tuple(mask.shape), "under a remap of positions give no padding")
 
 
 class _TapModule(RotaryModule):

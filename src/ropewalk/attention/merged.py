@@ -54,7 +54,9 @@ class Band(NamedTuple):
 
     def blocks(self) -> Iterator[Block]:
         """The band's pairs, each in exactly one block."""
-        if self.nearest is None and self.furthest is None:
+        if self.queries == 1:
+            yield from self._all(0, 1, *self.seen(0, 1))
+        elif self.nearest is None and self.furthest is None:
             yield from self._all(0, self.queries, 0, self.keys)
         elif self.nearest is None or (self.furthest is not None and self.furthest - self.nearest < LEAST_BAND):
             yield from self._masked(0, self.queries)

@@ -12,7 +12,7 @@ from torch import Tensor
 from ropewalk.encodings.base import Encoding, ScoreModule, Tables
 from ropewalk.encodings.per_layer import PerLayer
 from ropewalk.encodings.products import grouped_products
-from ropewalk.encodings.rope import RoPE, RoPEModule, spread
+from ropewalk.encodings.rope import RoPE, RoPEModule
 from ropewalk.errors import ArgumentError
 
 # Tables kept: those of each piece and side, for the lengths at hand.
@@ -162,7 +162,7 @@ class RemapModule(ScoreModule):
         if index == self.cached_key:
             return k
         turn = self._kept("between", index, first, k, lambda p: self._between(index, p, k.dtype))
-        return self.rope.rotate(k, *turn.tables)
+        return _turned_on(k, *turn.tables, self.rope.encoding.layout)
 
     def query_run(self, q: Tensor, piece: int, first: int, num_kv_heads: int) -> Tensor:
         """Queries (B, H, N, d) at positions first, first + 1 ... as a piece compares them with G key heads."""
@@ -181,16 +181,16 @@ class RemapModule(ScoreModule):
         return self._turns[key]
 
     def _between(self, index: int, of_keys: Tensor, dtype: torch.dtype) -> Turn:
-        """From the cached rotation to another one. Angles add up, so what turns is their difference, without scale.
+        """From the cached rotation to another one, tables of a number a pair (1, M, width / 2).
 
-        The difference of the float32 angles is taken in float64: so the sum is the other rotation to the last bits.
+        Angles add up, so what turns is their difference, without the length rule's scale. The difference of the
+        float32 angles is taken in float64: so the sum is the other rotation to the last bits.
         """
         assert self.cached_key is not None
         own = self.key_positions(of_keys)
         there, here = (own[i][..., None].float() * self.rope.frequencies for i in (index, self.cached_key))
         angles = there.double() - here.double()
-        layout = self.rope.encoding.layout
-        return Turn(own[index], (spread(angles.cos().to(dtype), layout), spread(angles.sin().to(dtype), layout)))
+        return Turn(own[index], (angles.cos().to(dtype), angles.sin().to(dtype)))
 
     def scores(
         self,
@@ -225,6 +225,28 @@ class RemapModule(ScoreModule):
             old = found[..., first:last]
             found[..., first:last] = torch.where(taken[:, None, :, first:last], piece, old)
         return q.new_zeros(shape) if found is None else found
+
+
+def _turned_on(x: Tensor, cos: Tensor, sin: Tensor, layout: str) -> Tensor:
+    """x (B, G, M, d) turned by tables (1, M, width / 2); in fewer passes over memory than `rotate` takes.
+
+    A decoding step turns all keys of its window.
+    """
+    width, cos, sin = 2 * cos.shape[-1], cos.unsqueeze(1), sin.unsqueeze(1)
+    first, second = (
+        (slice(0, width // 2), slice(width // 2, width))
+        if layout == "half"
+        else (
+            slice(0, width, 2),
+            slice(1, width, 2),
+        )
+    )
+    out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
+    a, b = x[..., first], x[..., second]
+    torch.mul(a, cos, out=out[..., first]).addcmul_(b, sin, value=-1)
+    torch.mul(b, cos, out=out[..., second]).addcmul_(a, sin)
+    out[..., width:] = x[..., width:]
+    return out
 
 
 def near_and_far(window: int, queries: range, keys: range) -> list[Part]:

@@ -97,11 +97,15 @@ def _dope_verdict(outcome: Outcome) -> str:
     if gain.is_better and not is_gain(gain):
         return f"{dope.name} is better by less than {LEAST_GAIN} nats, too little to matter ({figures})."
     if gain.is_better:
-        assert outcome.plain is not None
-        against_plain = difference(outcome.against(dope, outcome.plain))
-        return (
-            f"{dope.name} is better than {best.name} ({figures}), but not than plain ({against_plain}) beyond chance."
+        assert outcome.plain is not None and outcome.winner is not None
+        said, against_plain = (
+            f"{dope.name} is better than {best.name} ({figures}), but",
+            outcome.against(dope, outcome.plain),
         )
+        if is_gain(against_plain):
+            ahead = difference(outcome.against(outcome.winner, dope))
+            return f"{said} {outcome.winner.name} is better than it ({ahead}) beyond chance."
+        return f"{said} not than plain ({difference(against_plain)}) beyond chance."
     return f"No DoPE plan tried is better than {best.name} beyond chance (the best of them, {dope.name}: {figures})."
 
 
