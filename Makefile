@@ -1,7 +1,7 @@
 # make demo: the main job on the embedded model.  make test: the tests.  Both set up everything they need in .venv.
 PYTHON ?= python3
 VENV   ?= .venv
-LENGTH ?= 10000
+LENGTH ?= 16384
 BUDGET ?= 15m
 OUT    ?= demo-out
 # An extra package index for torch, e.g. https://download.pytorch.org/whl/cpu for the small build without CUDA.
@@ -23,9 +23,6 @@ help:
 
 demo: $(VENV)/.demo-ready
 	@$(BIN)/ropewalk extend smollm2 --length $(LENGTH) --budget $(BUDGET) --out $(OUT)
-	@echo "one needle in the middle of $(LENGTH) tokens, without the plan and with it:"
-	@$(BIN)/ropewalk needle smollm2 --length $(LENGTH) --protocol single --depths 1
-	@$(BIN)/ropewalk needle smollm2 --length $(LENGTH) --protocol single --depths 1 --plan $(OUT)/plan
 
 test: $(VENV)/.dev-ready
 	@$(BIN)/python -m pytest -m "not slow" -q

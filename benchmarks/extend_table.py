@@ -1,6 +1,6 @@
 """One page from the records of several runs on one model.
 
-python benchmarks/extend_table.py results/extend-smollm2/*.jsonl --out results/extend-smollm2.md
+python benchmarks/extend_table.py results/extend-smollm2/remaps-*.jsonl --out results/extend-smollm2.md
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from ropewalk.report.marks import COLOURS
 from ropewalk.report.summary import difference, nll, right
 
 Answers = dict[str, list[Answer]]
-STAGES = {"rules": "Search: length rules", "dope": "Search: DoPE plans", "final": "Judged on fresh prompts"}
+STAGES = {"rules": "Search: rules and remaps", "dope": "Search: DoPE plans", "final": "Judged on fresh prompts"}
 
 
 def main() -> None:
@@ -50,7 +50,7 @@ def _condition(path: Path, settings: dict[str, Any], records: list[dict[str, Any
         picture = path.with_suffix(".png")
         drawn = _drawn(final)
         draw_by_depth({name: final[name] for name in drawn}, title, picture)
-        rest = "" if len(drawn) == len(final) else " The rules with the least likely answers aren't drawn."
+        rest = "" if len(drawn) == len(final) else " Those with the least likely answers aren't drawn."
         lines += [
             "",
             f"![{title}, by depth]({picture.relative_to(out.parent)})",
@@ -69,7 +69,7 @@ def _answers(records: list[dict[str, Any]], stage: str) -> Answers:
 
 
 def _drawn(final: Answers) -> list[str]:
-    """As many as lines can be told apart: plain, the best rule, its DoPE plans, then other rules, best first."""
+    """As many as lines can be told apart: plain, what was judged first, DoPE plans, then the others, best first."""
     rules = sorted((n for n in final if n != "plain" and "DoPE" not in n), key=lambda n: _mean(final[n]))
     judged_first = next(name for name in final if name in rules)
     order = ["plain", judged_first, *(n for n in final if "DoPE" in n), *(n for n in rules if n != judged_first)]

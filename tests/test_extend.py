@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -19,17 +20,20 @@ from ropewalk.analysis.measure import measure
 from ropewalk.analysis.statistics import Statistics
 from ropewalk.encodings.dope import DoPE
 from ropewalk.encodings.per_layer import PerLayer
-from ropewalk.encodings.rope import RoPE
+from ropewalk.encodings.self_extend import SelfExtend
 from ropewalk.errors import ArgumentError
 from ropewalk.evaluation import calibration
 from ropewalk.evaluation.budget import Clock
-from ropewalk.evaluation.candidates import Candidate
+from ropewalk.evaluation.candidates import Candidate, is_remap
 from ropewalk.evaluation.needle_count import NeedleCount
+from ropewalk.evaluation.read import Reader
+from ropewalk.evaluation.remaps import REMAPS
 from ropewalk.evaluation.score import Answer
 from ropewalk.evaluation.store import Store, read_records
 from ropewalk.evaluation.sweep import Done, Sweep
 from ropewalk.evaluation.text_parts import split_text
-from ropewalk.extend import Job, Outcome, decide, extend, prepared_text
+from ropewalk.extend import Job, Outcome, decide, extend, prepared_text, tries_dope
+from ropewalk.hf.plan import Plan
 from ropewalk.tasks.haystack import text_of
 from ropewalk.tasks.needle import NeedleTask
 
@@ -49,6 +53,7 @@ def plain(outcome: Outcome) -> dict[str, Any]:
         "dope": [(c.name, answers) for c, answers in outcome.dope],
         "final": outcome.final,
         "short": outcome.short,
+        "arms": (outcome.best, outcome.other, outcome.best_dope),
         "winner": outcome.winner,
         "needle_count": outcome.needle_count,
         "depths": outcome.job.depths,
@@ -58,15 +63,20 @@ def plain(outcome: Outcome) -> dict[str, Any]:
 @pytest.mark.parametrize("family", ["Llama", "Gemma2", "GPTNeoX"])
 def test_from_first_measurement_to_winner(family: str, tmp_path: Path) -> None:
     model = tiny(family)
-    outcome = ran(model, tmp_path, dataclasses.replace(JOB, budget=1.0))
-    assert outcome.plain and outcome.best_rule and outcome.dope_rule and outcome.best_dope
+    outcome = ran(model, tmp_path, dataclasses.replace(JOB, budget=1.0, dope="always"))
+    assert outcome.plain and outcome.best and outcome.best_dope
     assert isinstance(outcome.best_dope.encoding, DoPE)
-    assert outcome.best_dope.encoding.rope == outcome.dope_rule.encoding
-    assert isinstance(outcome.dope_rule.encoding, PerLayer if family == "Gemma2" else RoPE)
-    assert outcome.winner in (outcome.best_rule, outcome.best_dope)
+    assert outcome.best_dope.encoding.rope == outcome.best.encoding
+    assert (outcome.other is None) == (family == "Gemma2")  # its capped scores take no remap
+    if outcome.other is None:
+        assert isinstance(outcome.best.encoding, PerLayer)
+    else:
+        assert is_remap(outcome.best.encoding) != is_remap(outcome.other.encoding)
+    assert "plain" not in {c.name for c, _ in outcome.rules}
+    assert outcome.winner in (outcome.best, outcome.other, outcome.best_dope)
     is_ahead = outcome.in_search().difference.mean < 0
-    arms = [outcome.plain, outcome.best_rule, *([outcome.best_dope] if is_ahead else [])]
-    assert list(outcome.final) == [arm.name for arm in arms]
+    arms = [outcome.plain, outcome.best, outcome.other, outcome.best_dope if is_ahead else None]
+    assert list(outcome.final) == [arm.name for arm in arms if arm]
     prompts = {a.prompt for answers in outcome.final.values() for a in answers}
     assert len(prompts) >= 2
     searched = {a.prompt for _, answers in [*outcome.rules, *outcome.dope] for a in answers}
@@ -78,13 +88,35 @@ def test_from_first_measurement_to_winner(family: str, tmp_path: Path) -> None:
     assert not any("forward" in module.__dict__ for module in model.modules())
 
 
-def test_a_run_killed_anywhere_goes_on_to_the_same_outcome(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def favouring(kind: str) -> Callable[..., dict[str, list[Answer]]]:
+    """A measurement in which candidates whose names begin so, and they alone, are twice as sure of what is right."""
+    real = Sweep.measure
+
+    def measure(
+        self: Sweep, stage: str, candidates: Sequence[Candidate], task: NeedleTask, indices: Sequence[int]
+    ) -> dict[str, list[Answer]]:
+        found = real(self, stage, candidates, task, indices)
+        return {
+            name: [dataclasses.replace(a, nll=a.nll / 2) for a in answers] if name.startswith(kind) else answers
+            for name, answers in found.items()
+        }
+
+    return measure
+
+
+@pytest.mark.parametrize(("kind", "dope"), [("yarn", "always"), ("self_extend", "always"), ("self_extend", "never")])
+def test_a_run_killed_anywhere_goes_on_to_the_same_outcome(
+    kind: str, dope: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Killed after every single measurement, one after the other; a run in one go is what it must come to."""
-    model = tiny("Llama")
+    model, job = tiny("Llama"), dataclasses.replace(JOB, dope=dope)
+    monkeypatch.setattr(Sweep, "measure", favouring(kind))
     passes: list[int] = []
     real = calibration.measure
     monkeypatch.setattr(calibration, "measure", lambda *a, **k: (passes.append(1), real(*a, **k))[1])
-    whole = plain(ran(model, tmp_path / "whole"))
+    first = ran(model, tmp_path / "whole", job)
+    whole = plain(first)
+    assert first.best and first.winner and first.best.name.startswith(kind) and first.winner.name.startswith(kind)
     # The decisions depend on the clock: take over those of the first run.
     _, records = read_records(tmp_path / "whole" / "results.jsonl")
     with Store(tmp_path / "killed" / "results.jsonl", {}) as store:
@@ -100,16 +132,81 @@ def test_a_run_killed_anywhere_goes_on_to_the_same_outcome(tmp_path: Path, monke
 
     for _ in range(500):
         try:
-            outcome = ran(model, tmp_path / "killed", on_done=kill)
+            outcome = ran(model, tmp_path / "killed", job, on_done=kill)
             break
         except KeyboardInterrupt:
             continue
     assert plain(outcome) == whole
     assert len(done) == len({(d.stage, d.candidate, d.prompt) for d in done}) >= 10
-    assert sum(passes) == 1
+    assert sum(passes) == (1 if dope == "always" else 0)
     finished = (tmp_path / "killed" / "results.jsonl").read_bytes()
-    assert plain(ran(model, tmp_path / "killed")) == whole
+    assert plain(ran(model, tmp_path / "killed", job)) == whole
     assert (tmp_path / "killed" / "results.jsonl").read_bytes() == finished
+
+
+def test_a_remap_that_wins_is_saved_and_answers_as_in_the_search(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = tiny("Llama")
+    with monkeypatch.context() as patch:
+        patch.setattr(Sweep, "measure", favouring("self_extend"))
+        outcome = ran(model, tmp_path)
+    winner = outcome.winner
+    assert winner and winner == outcome.best and isinstance(winner.encoding, SelfExtend)
+    Plan.of(model, winner.encoding, 300, 256).save_pretrained(tmp_path / "plan")
+    plan = Plan.from_pretrained(tmp_path / "plan")
+    assert plan.encoding == winner.encoding
+    _, records = read_records(tmp_path / "results.jsonl")
+    for stage, number, part in (("rules", 0, 0), ("final", extend_module.FINAL_FIRST, 1)):
+        task = JOB.task(split_text(TEXT, byte_tokenizer(), 300, 256)[part])
+        prompt = task.prompts(byte_tokenizer(), 1, first=number)[0]
+        key = f"answers/{stage}/{winner.name}/{prompt.id}"
+        kept = next([Answer.from_dict(a) for a in r["answers"]] for r in records if r["key"] == key)
+        assert len(kept) == 2
+        with plan.installed(model, when="always"):
+            reader = Reader(model, byte_tokenizer())
+            found = reader.questions(prompt, task.setting, reader.read(prompt.haystack_ids))
+        assert [a.generated for a in found] == [a.generated for a in kept]
+        assert [a.nll for a in found] == pytest.approx([a.nll for a in kept], rel=1e-3)
+        without = reader.questions(prompt, task.setting, reader.read(prompt.haystack_ids))
+        assert [a.nll for a in without] != pytest.approx([a.nll for a in kept], rel=1e-3)
+
+
+def test_dope_is_tried_on_a_remap_of_some_layers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Gemma 3's layers with a window keep their rotation; the others are remapped, and measured as such."""
+    monkeypatch.setattr(Sweep, "measure", favouring("self_extend"))
+    outcome = ran(tiny("Gemma3"), tmp_path, dataclasses.replace(JOB, dope="always"))
+    assert outcome.best and outcome.best.name.startswith("self_extend") and outcome.best_dope
+    assert [is_remap(outcome.best.encoding.at(layer)) for layer in range(4)] == [False, True] * 2
+    assert isinstance(outcome.best_dope.encoding, DoPE) and outcome.best_dope.encoding.rope == outcome.best.encoding
+    assert Statistics.load(tmp_path / calibration.FILE).layers == (0, 1, 2, 3)
+
+
+@pytest.mark.parametrize(("dope", "has_room"), [("auto", True), ("auto", False), ("always", False), ("never", True)])
+def test_dope_plans_are_tried_where_there_is_room_and_that_is_kept(
+    dope: str, has_room: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wanted = has_room if dope == "auto" else dope == "always"
+    job, model = dataclasses.replace(JOB, dope=dope), tiny("Llama")
+    room = {True: -1e9, False: 1e9}
+    monkeypatch.setattr(extend_module, "LEAST_DOPE_MEASUREMENTS", room[has_room])
+    first = ran(model, tmp_path, job)
+    assert (first.best_dope is not None) == bool(first.dope) == wanted
+    assert (tmp_path / calibration.FILE).exists() == wanted
+    monkeypatch.setattr(extend_module, "LEAST_DOPE_MEASUREMENTS", room[not has_room])
+    size = (tmp_path / "results.jsonl").stat().st_size
+    assert plain(ran(model, tmp_path, job)) == plain(first)
+    assert (tmp_path / "results.jsonl").stat().st_size == size
+
+
+def test_room_for_dope_is_six_measurements(tmp_path: Path) -> None:
+    job = dataclasses.replace(JOB, budget=7.0)
+    with Store(tmp_path / "results.jsonl", {}) as store:
+        assert not tries_dope(job, 5.9, 1.0, store)
+        assert not tries_dope(job, 60.0, 1.0, store)  # it is decided
+        assert tries_dope(dataclasses.replace(job, budget=8.0), 6.0, 1.0, store)  # more time: anew
+        assert tries_dope(dataclasses.replace(job, dope="always"), -1.0, 1.0, store)
+        assert not tries_dope(dataclasses.replace(job, dope="never"), 60.0, 1.0, store)
 
 
 def counting(enough: int) -> Callable[..., dict[str, list[Answer]]]:
@@ -173,21 +270,22 @@ def test_a_finished_run_measures_more_only_when_given_more_time(
     assert (tmp_path / "results.jsonl").stat().st_size == size
     more = ran(model, tmp_path, dataclasses.replace(JOB, budget=600.0))
     assert [c.name for c, _ in more.rules] == [c.name for c, _ in first.rules]
-    least = extend_module.LEAST_FINAL_MEASUREMENTS // len(first.final)
+    least = math.ceil(extend_module.LEAST_FINAL_MEASUREMENTS / len(first.final))
     assert (len(first.final["plain"]), len(more.final["plain"])) == (least * 2, 4 * 2)
     assert more.final["plain"][: len(first.final["plain"])] == first.final["plain"]
 
 
 def test_statistics_of_another_run_are_not_taken_for_this_ones(tmp_path: Path) -> None:
     model = tiny("Llama")
-    wanted = plain(ran(model, tmp_path))
+    job = dataclasses.replace(JOB, dope="always")
+    wanted = plain(ran(model, tmp_path, job))
     kept = tmp_path / calibration.FILE
     good = Statistics.load(kept)
     other = measure(tiny("Llama"), torch.arange(3, 60)[None])
     for spoil in (lambda: kept.write_bytes(b"something else"), lambda: other.save(kept), lambda: None):
         kept.unlink()  # not written over: loaded statistics are mapped from the file
         spoil()
-        assert plain(ran(model, tmp_path)) == wanted
+        assert plain(ran(model, tmp_path, job)) == wanted
         again = Statistics.load(kept)
         assert all(map(torch.equal, again.grams["post_ntk"], good.grams["post_ntk"]))
 
@@ -236,6 +334,7 @@ def test_a_part_that_is_too_poor_in_tokens_is_found_at_once() -> None:
         ({"target_length": 256}, "training length"),
         ({"budget": 0.0}, "budget"),
         ({"original_length": None}, "original_length"),
+        ({"dope": "alway"}, "did you mean always"),
     ],
 )
 def test_wrong_jobs_are_named(changed: dict[str, Any], said: str) -> None:
@@ -251,43 +350,103 @@ def test_the_clock_counts_what_earlier_runs_spent() -> None:
 Gains = dict[str, float]
 
 
-def faked(gains: Gains) -> Callable[..., dict[str, list[Answer]]]:
-    """Answers whose NLL is 2 less what the candidate's kind gains, with a little that differs by prompt."""
+def faked(search: Gains, final: Gains | None = None, is_plain_right: bool = True) -> Callable[..., Any]:
+    """Answers whose NLL is 2 less what the candidate's kind gains there, with a little that differs by answer."""
 
     def kind(name: str) -> str:
-        return "plain" if name == "plain" else "dope" if "DoPE" in name else "rule"
+        is_moved = name.split()[0] in REMAPS
+        return "plain" if name == "plain" else "dope" if "DoPE" in name else "remap" if is_moved else "rule"
 
     def measure(
         self: Sweep, stage: str, candidates: Sequence[Candidate], task: NeedleTask, indices: Sequence[int]
     ) -> dict[str, list[Answer]]:
+        gains = final if final and stage == "final" else search
         for index in indices:
             for c in candidates:
                 key = stage, c.name, task.prompt_id(index)
                 if key in self._answers:
                     continue
-                nll = 2.0 - gains[kind(c.name)] * (1 + 0.01 * (index % 3))
                 prompt = task.prompts(self.reader.tokenizer, 1, first=index)[0]
-                self._keep(stage, c, prompt, [Answer(prompt.id, "original", 0.5, "k", "1", nll, True, "1")], 0.01)
+                answers = []
+                for number in range(task.depths):
+                    nll = 2.0 - gains[kind(c.name)] * (1 + 0.01 * (index % 3) + 0.001 * number)
+                    is_right = is_plain_right or c.name != "plain"
+                    answers.append(Answer(prompt.id, "original", 0.5, f"k{number}", "1", nll, is_right, "1"))
+                self._keep(stage, c, prompt, answers, 0.01)
         prompts = [task.prompt_id(index) for index in indices]
         return {c.name: [a for p in prompts for a in self._answers[stage, c.name, p]] for c in candidates}
 
     return measure
 
 
+GAINS = {"plain": 0.0, "rule": 1.0, "remap": 0.9, "dope": 0.0}
+
+
 @pytest.mark.parametrize(
-    ("gains", "wins"),
+    ("search", "final", "wins"),
     [
-        ({"plain": 0.0, "rule": 1.0, "dope": 1.5}, "dope"),
-        ({"plain": 0.0, "rule": 1.0, "dope": 1.0}, "rule"),
-        ({"plain": 0.0, "rule": 1.0, "dope": 0.5}, "rule"),
-        ({"plain": 1.0, "rule": 0.0, "dope": 0.5}, "rule"),
+        ({"dope": 1.5}, {}, "dope"),
+        ({"dope": 1.0}, {}, "best"),
+        ({"dope": 0.5}, {}, "best"),
+        ({"plain": 1.0, "rule": 0.0, "remap": -0.1, "dope": 0.5}, {}, "best"),
+        ({"remap": 1.5}, {}, "best"),
+        ({"remap": 1.5, "dope": 2.0}, {}, "dope"),
+        ({}, {"remap": 1.2}, "other"),
+        ({}, {"remap": 1.005}, "best"),
+        ({"remap": 1.5}, {"remap": 0.5}, "other"),
+        ({"dope": 1.5}, {"dope": 1.2, "remap": 1.4}, "other"),
+        ({"dope": 1.5}, {"dope": 1.4, "remap": 1.2}, "dope"),
     ],
 )
-def test_dope_is_taken_only_where_it_beats_its_rule_and_plain(
-    gains: Gains, wins: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_another_arm_is_taken_only_where_it_gains_on_the_best_of_the_search(
+    search: Gains, final: Gains, wins: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(Sweep, "measure", faked(gains))
-    outcome = ran(tiny("Llama"), tmp_path, JOB)
-    assert outcome.winner == (outcome.best_dope if wins == "dope" else outcome.best_rule)
+    search = GAINS | search
+    monkeypatch.setattr(Sweep, "measure", faked(search, search | final))
+    outcome = ran(tiny("Llama"), tmp_path, dataclasses.replace(JOB, dope="always"))
+    assert outcome.best and outcome.other
+    assert is_remap(outcome.best.encoding) == (search["remap"] > search["rule"]) != is_remap(outcome.other.encoding)
+    arms = {"best": outcome.best, "other": outcome.other, "dope": outcome.best_dope}
+    assert outcome.winner == arms[wins]
     assert decide(outcome) == outcome.winner
     assert set(outcome.short) == {"plain", outcome.winner.name} if outcome.winner else False
+
+
+@pytest.mark.parametrize(
+    ("gain", "is_right", "depths", "is_dropped"),
+    [
+        (-0.5, False, 2, True),
+        (-0.5, True, 2, False),  # something right
+        (-0.05, False, 2, False),  # too near the worst of the others, 0.95 behind
+        (-0.5, False, 1, False),  # one answer has no interval, and the verdict needs one
+    ],
+)
+def test_a_plain_model_without_hope_is_asked_about_the_first_prompt_alone(
+    gain: float, is_right: bool, depths: int, is_dropped: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gains = GAINS | {"plain": gain, "dope": 1.5}
+    monkeypatch.setattr(Sweep, "measure", faked(gains, is_plain_right=is_right))
+    job = dataclasses.replace(JOB, depths=depths, dope="always")
+    outcome = ran(tiny("Llama"), tmp_path, job)
+    assert outcome.best and outcome.winner and outcome.plain
+    asked = {name: {a.prompt for a in answers} for name, answers in outcome.final.items()}
+    others = asked.pop("plain")
+    assert len(asked) == 3 and all(prompts == asked[outcome.best.name] for prompts in asked.values())
+    assert len(others) == (1 if is_dropped else len(asked[outcome.best.name])) and others <= asked[outcome.best.name]
+    # At least six measurements: four arms at first, then all but plain.
+    assert len(asked[outcome.best.name]) == 2
+    difference = outcome.against(outcome.best, outcome.plain).difference
+    assert (difference.n, difference.clusters) == (depths * len(others), len(others))
+    assert outcome.winner == outcome.best_dope
+    size = (tmp_path / "results.jsonl").stat().st_size
+    assert plain(ran(tiny("Llama"), tmp_path, job)) == plain(outcome)
+    assert (tmp_path / "results.jsonl").stat().st_size == size
+
+
+def test_six_measurements_are_made_without_plain_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three arms on the first prompt, then two: three prompts."""
+    monkeypatch.setattr(Sweep, "measure", faked(GAINS | {"plain": -0.5}, is_plain_right=False))
+    outcome = ran(tiny("Llama"), tmp_path, dataclasses.replace(JOB, dope="never"))
+    assert {name: len(answers) for name, answers in outcome.final.items()} == dict(
+        zip(outcome.final, (2, 6, 6), strict=True)
+    )

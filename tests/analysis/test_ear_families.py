@@ -9,8 +9,16 @@ import torch
 from tests.hf import families
 from tests.reference import inspection as oracle
 
+from ropewalk.analysis.ear import Heard, listening
 from ropewalk.analysis.inspect import inspect
+from ropewalk.encodings.dope import DoPE
+from ropewalk.encodings.dual_chunk import DualChunk
+from ropewalk.encodings.rerope import ReRoPE
+from ropewalk.encodings.rope import RoPE
+from ropewalk.encodings.self_extend import SelfExtend
 from ropewalk.errors import UnsupportedModelError
+from ropewalk.heads import HeadSelection
+from ropewalk.hf import installed
 
 TOKENS, NEEDLE = 90, (10, 14)
 REFUSED = {
@@ -46,6 +54,38 @@ def test_sinks_and_needle_are_those_of_the_layers_own_matrices(name: str) -> Non
             assert float(found["needle.before"][row, head]) == pytest.approx(mass, abs=1e-5)
     turning = families.ROTATING_LAYERS.get(name, found.layers)
     assert found["frequencies"].gt(0).all(-1).tolist() == [layer in turning for layer in found.layers]
+
+
+@pytest.mark.parametrize("cache", [None, "content"])
+@pytest.mark.parametrize("kind", ["self_extend", "rerope", "dual_chunk", "dope"])
+def test_under_a_remap_the_weights_heard_give_each_layers_own_output(kind: str, cache: Any) -> None:
+    """Whatever a cache holds: keys as they are read from afar, or content."""
+    model, ids = built("llama"), families.tokens(1, TOKENS)
+    rope = RoPE.from_model(model)
+    far = SelfExtend(rope, 20, 3)
+    remaps = {"self_extend": far, "rerope": ReRoPE(rope, 20), "dual_chunk": DualChunk(rope, 30)}
+    encoding = DoPE(far, HeadSelection([(0, 1), (1, 2)]), view="far") if kind == "dope" else remaps[kind]
+    heard: list[Heard] = []
+    outputs: list[torch.Tensor] = []
+    kept: list[torch.Tensor] = []
+    with installed(model, encoding, cache=cache), torch.no_grad():
+        layers = [m for name, m in model.named_modules() if name.endswith(".self_attn")]
+        hooks = [m.o_proj.register_forward_pre_hook(lambda _, given: outputs.append(given[0])) for m in layers]
+        values = [m.v_proj.register_forward_hook(lambda _, __, out: kept.append(out)) for m in layers]
+        with listening(model, heard.append):
+            model(ids, use_cache=False)
+        for hook in (*hooks, *values):
+            hook.remove()
+        found = inspect(model, ids, NEEDLE)
+    assert len(heard) == len(layers) == len(outputs) and found.layers == tuple(one.index for one in heard)
+    for one, output, value in zip(heard, outputs, kept, strict=True):
+        wanted = output[0].unflatten(-1, (one.rows.num_heads, -1))
+        v = value[0].unflatten(-1, (-1, wanted.shape[-1])).transpose(0, 1)
+        size = one.rows.num_heads // v.shape[0]
+        for group, heads in enumerate(one.rows.scores.groups):
+            begin, weights = one.rows.weights(group, torch.arange(TOKENS))
+            got = weights @ v[[head // size for head in heads], begin : begin + weights.shape[-1]]
+            torch.testing.assert_close(got.transpose(0, 1), wanted[:, list(heads)], rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", REFUSED)

@@ -13,6 +13,7 @@ from ropewalk.analysis.measure import measure
 from ropewalk.encodings.dope import DoPE
 from ropewalk.encodings.per_layer import PerLayer
 from ropewalk.encodings.rope import RoPE, rotate
+from ropewalk.encodings.self_extend import SelfExtend
 from ropewalk.errors import ArgumentError, UnsupportedModelError
 from ropewalk.frequencies import NTK, Rule, YaRN
 from ropewalk.heads import HeadSelection
@@ -77,21 +78,7 @@ def test_every_stage_is_x_t_x_of_the_models_own_vectors(
     found = measure(model, IDS, stages=STAGES, rope=ruled)
     assert torch.equal(model(IDS).logits, logits)
     assert {name: module.__dict__.get("forward") for name, module in model.named_modules()} == forwards
-    with installed(model, ruled):
-        inputs = []
-        hooks = [
-            module.register_forward_pre_hook(lambda _m, args, kwargs: inputs.append((args, kwargs)), with_kwargs=True)
-            for name, module in model.named_modules()
-            if name.endswith((".self_attn", ".attention"))
-        ]
-        model(IDS, use_cache=False)
-        for hook in hooks:
-            hook.remove()
-    seen = []
-    attentions = [m for n, m in model.named_modules() if n.endswith((".self_attn", ".attention"))]
-    for attention, (args, kwargs) in zip(attentions, inputs, strict=True):
-        kwargs = {**kwargs, "position_embeddings": own_tables(own, attention)}
-        seen += handed_over_by(attention, monkeypatch, args, kwargs)
+    seen = before_rotation(model, ruled, monkeypatch)
     assert found.layers == (0, 1, 2, 3)
     for layer, pair in enumerate(seen):
         mine, plain = ruled.at(layer), own.at(layer)
@@ -108,6 +95,25 @@ def test_every_stage_is_x_t_x_of_the_models_own_vectors(
     assert isinstance(first, RoPE)
     assert (found.layout, found.rotary_dim) == (first.layout, first.width)
     assert found.model == type(model).__name__
+
+
+def before_rotation(model: Any, rope: Any, monkeypatch: pytest.MonkeyPatch) -> list[tuple[Tensor, Tensor]]:
+    """Each layer's queries and keys before rotation in a pass over IDS with `rope` in force."""
+    inputs: list[tuple[Any, Any]] = []
+    own, seen = RoPE.from_model(model), []
+    attentions = [m for n, m in model.named_modules() if n.endswith((".self_attn", ".attention"))]
+    with installed(model, rope):
+        hooks = [
+            module.register_forward_pre_hook(lambda _m, args, kwargs: inputs.append((args, kwargs)), with_kwargs=True)
+            for module in attentions
+        ]
+        model(IDS, use_cache=False)
+        for hook in hooks:
+            hook.remove()
+    for attention, (args, kwargs) in zip(attentions, inputs, strict=True):
+        kwargs = {**kwargs, "position_embeddings": own_tables(own, attention)}
+        seen += handed_over_by(attention, monkeypatch, args, kwargs)
+    return seen
 
 
 def own_tables(own: Any, attention: nn.Module) -> tuple[Tensor, Tensor]:
@@ -226,3 +232,72 @@ def test_wrong_input_is_named_and_the_model_left_as_it_was(changed: dict[str, An
 def test_a_model_without_rotary_attention_is_refused() -> None:
     with pytest.raises(UnsupportedModelError, match="Linear"):
         measure(nn.Linear(2, 2), IDS)
+
+
+class TestUnderARemap:
+    """The Grams of the far view: 40 tokens of which those further apart than the window are at grouped positions."""
+
+    @pytest.mark.parametrize(("window", "group"), [(8, 3), (7, 2), (39, 4)])
+    @pytest.mark.parametrize("family", ["Llama", "Qwen3", "GPTNeoX"])
+    def test_grams_are_of_far_queries_and_keys_where_they_are_compared(
+        self, family: str, window: int, group: int, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        model = tiny(family)
+        rope = with_rule(RoPE.from_model(model), YaRN(2.0, 256))
+        remap = SelfExtend(rope, window, group)
+        logits = model(IDS).logits
+        monkeypatch.setattr(measure_module, "CHUNK_TOKENS", 7)
+        found = measure(model, IDS, rope=remap)
+        assert torch.equal(model(IDS).logits, logits)
+        seen, tokens = before_rotation(model, remap, monkeypatch), torch.arange(40)
+        of_queries, of_keys = tokens // group + window - window // group, tokens // group
+        assert found.layers == (0, 1, 2, 3) and found.num_tokens == 2 * (40 - window)
+        for layer, (q, k) in enumerate(seen):
+            queries = rotate(q, *rope.tables(of_queries), rope.layout)[:, :, window:]
+            keys = rotate(k, *rope.tables(of_keys), rope.layout)[:, :, : 40 - window]
+            for side, x in enumerate((queries, keys)):
+                torch.testing.assert_close(found.grams["post_ntk"][side][layer], gram(x), rtol=1e-4, atol=1e-3)
+
+    def test_layers_that_are_not_remapped_are_measured_as_they_rotate(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        model = tiny("Llama")
+        rope = RoPE.from_model(model)
+        mixed = PerLayer(tuple((layer, SelfExtend(rope, 8, 3) if layer % 2 else rope) for layer in range(4)))
+        found = measure(model, IDS, rope=mixed)
+        for layer, (q, _) in enumerate(before_rotation(model, mixed, monkeypatch)):
+            far = rotate(q, *rope.tables(torch.arange(40) // 3 + 6), rope.layout)[:, :, 8:]
+            expected = far if layer % 2 else turned(q, rope)
+            torch.testing.assert_close(found.grams["post_ntk"][0][layer], gram(expected), rtol=1e-4, atol=1e-3)
+
+    @pytest.mark.parametrize("is_mixed", [False, True])
+    @pytest.mark.parametrize(
+        ("changed", "said"),
+        [
+            ({"stages": ("pre_ntk",)}, "^stages=.*post_ntk alone"),
+            ({"stages": ("post_rope", "post_ntk")}, "^stages=.*post_ntk alone"),
+            ({"attention_mask": torch.ones(2, 40).tril(20)}, "^attention_mask=.*no padding"),
+        ],
+    )
+    def test_what_the_far_view_does_not_have_is_refused(
+        self, changed: dict[str, Any], said: str, is_mixed: bool
+    ) -> None:
+        model = tiny("Llama")
+        rope = RoPE.from_model(model)
+        remap = SelfExtend(rope, 8, 3)
+        mixed = PerLayer(tuple((layer, remap if layer else rope) for layer in range(4)))
+        with pytest.raises(ArgumentError, match=said) as caught:
+            measure(model, IDS, rope=mixed if is_mixed else remap, **changed)
+        assert "\n" not in str(caught.value)
+        assert not any("forward" in module.__dict__ for module in model.modules())
+
+    def test_a_mask_of_ones_is_no_padding(self) -> None:
+        model = tiny("Llama")
+        remap = SelfExtend(RoPE.from_model(model), 8, 3)
+        found = measure(model, IDS, rope=remap, attention_mask=torch.ones(2, 40))
+        assert all(map(torch.equal, found.grams["post_ntk"], measure(model, IDS, rope=remap).grams["post_ntk"]))
+
+    @pytest.mark.parametrize("window", [40, 100])
+    def test_a_text_within_the_window_is_refused_in_one_line(self, window: int) -> None:
+        model = tiny("Llama")
+        with pytest.raises(ArgumentError, match=r"^input_ids\.shape=.*past the remap's window") as caught:
+            measure(model, IDS, rope=SelfExtend(RoPE.from_model(model), window, 3))
+        assert "\n" not in str(caught.value)

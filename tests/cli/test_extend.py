@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -14,6 +16,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 import ropewalk
 from ropewalk.cli.app import INTERRUPTED, OK, USER_ERROR, main
 from ropewalk.encodings.base import Encoding
+from ropewalk.evaluation.score import Answer
 from ropewalk.evaluation.store import read_records
 from ropewalk.evaluation.sweep import Sweep
 
@@ -59,7 +62,7 @@ def arguments(folder: Path, out: Path, **changed: str) -> list[str]:
 def test_extend_writes_plan_records_summary_and_picture(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(arguments(folder, tmp_path)) == OK
+    assert main(arguments(folder, tmp_path, dope="always")) == OK
     printed = capsys.readouterr().out
     assert "beyond chance" in printed
     settings, records = read_records(tmp_path / "results.jsonl")
@@ -77,6 +80,50 @@ def test_extend_writes_plan_records_summary_and_picture(
     plan = ropewalk.from_pretrained(str(tmp_path / "plan"))
     assert (plan.original_length, plan.target_length, plan.when) == (512, 700, "long")
     assert "nll" in json.dumps(plan.evidence)
+    model = LlamaForCausalLM.from_pretrained(folder)
+    with plan.installed(model):
+        tokens = model.generate(torch.arange(3, 603)[None] % 600, max_new_tokens=3, do_sample=False)
+    assert tokens.shape == (1, 603)
+
+
+def test_without_dope_plans_no_statistics_are_made_and_the_page_says_so(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(arguments(folder, tmp_path, budget="1s", dope="never")) == OK
+    printed = capsys.readouterr().out
+    assert "DoPE plans weren't tried" in " ".join(printed.split())
+    names = {path.name for path in tmp_path.iterdir()}
+    assert names >= {"plan", "results.jsonl", "summary.md", "depths.png", "report.html"}
+    assert "statistics.safetensors" not in names
+    _, records = read_records(tmp_path / "results.jsonl")
+    assert {r["stage"] for r in records if r["kind"] == "answers"} == {"at original length", "rules", "final"}
+    for page in ("summary.md", "report.html"):
+        said = (tmp_path / page).read_text(encoding="utf-8")
+        assert "DoPE plans weren" in said and "The heads" not in said
+    finished = (tmp_path / "results.jsonl").read_text()
+    assert main(arguments(folder, tmp_path, budget="1s", dope="never")) == OK
+    assert (tmp_path / "results.jsonl").read_text() == finished
+    # The records serve a run that tries them.
+    assert main(arguments(folder, tmp_path, budget="1s", dope="always")) == OK
+    assert (tmp_path / "results.jsonl").read_text().startswith(finished)
+    assert (tmp_path / "statistics.safetensors").exists()
+
+
+def test_a_remap_that_wins_is_the_plan(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = Sweep.measure
+
+    def measure(self: Sweep, *given: Any) -> dict[str, list[Answer]]:
+        return {
+            name: [dataclasses.replace(a, nll=a.nll / 2) for a in found] if name.startswith("self_extend") else found
+            for name, found in real(self, *given).items()
+        }
+
+    monkeypatch.setattr(Sweep, "measure", measure)
+    assert main(arguments(folder, tmp_path, budget="1s", dope="never")) == OK
+    plan = ropewalk.from_pretrained(tmp_path / "plan")
+    assert isinstance(plan.encoding, ropewalk.SelfExtend)
+    assert plan.encoding.largest_distance(700) <= 0.84 * 512
+    assert f"self_extend {plan.encoding.sizes} is saved." in (tmp_path / "summary.md").read_text(encoding="utf-8")
     model = LlamaForCausalLM.from_pretrained(folder)
     with plan.installed(model):
         tokens = model.generate(torch.arange(3, 603)[None] % 600, max_new_tokens=3, do_sample=False)
@@ -142,6 +189,7 @@ def test_a_stopped_run_goes_on_and_repeats_nothing(
         ({"setting": "loud"}, "setting"),
         ({"text": "nowhere.txt"}, "nowhere.txt"),
         ({"when": "sometimes"}, "when"),
+        ({"dope": "alway"}, "did you mean always"),
     ],
 )
 def test_bad_input_is_one_line_and_exit_2(

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 import torch
 from tests.evaluation.tiny_models import WINDOW, tiny
@@ -9,6 +11,7 @@ from ropewalk.analysis.statistics import Statistics
 from ropewalk.encodings.dope import READINGS, WHOLE_VECTOR, DoPE
 from ropewalk.encodings.per_layer import PerLayer
 from ropewalk.encodings.rope import RoPE
+from ropewalk.encodings.self_extend import SelfExtend
 from ropewalk.evaluation.candidates import (
     Candidate,
     dope_candidates,
@@ -134,6 +137,44 @@ def test_every_mode_and_reading_is_tried_and_no_plan_twice() -> None:
     assert {(p.original_length, p.seed, p.rope) for p in plans} == {(8192, 7, base.encoding)}
     assert {c.encoding.rope for c in found} == {base.encoding}
     assert found[0].name == "yarn x2 + DoPE gaussian/rotation, 3 heads (truncated_entropy-32 key)"
+
+
+@pytest.mark.parametrize("is_mixed", [False, True])
+def test_on_a_remap_each_plan_comes_for_each_view(is_mixed: bool) -> None:
+    remap = SelfExtend(RoPE(64), 64, 3)
+    encoding = PerLayer(((0, RoPE(64)), *((layer, remap) for layer in (1, 2, 3)))) if is_mixed else remap
+    statistics = random_statistics()
+    found = dope_candidates(Candidate("self_extend 64/3", encoding), statistics, 256)
+    plans = [c.encoding for c in found if isinstance(c.encoding, DoPE)]
+    assert [p.view for p in plans[:10]] == ["far"] * 3 + ["near"] * 3 + ["both"] * 3 + ["far"]
+    by_view = {
+        view: [dataclasses.replace(p, view="both") for p in plans if p.view == view] for view in ("far", "near", "both")
+    }
+    assert by_view["far"] == by_view["near"] == by_view["both"]
+    on_rope = dope_candidates(Candidate("plain", RoPE(64)), statistics, 256)
+    assert [p.reading for p in by_view["far"]] == [c.encoding.reading for c in on_rope if isinstance(c.encoding, DoPE)]
+    assert {p.rope for p in plans} == {encoding}
+    assert len(set(plans)) == len({c.name for c in found}) == len(found)
+    assert found[3].name == "self_extend 64/3 + DoPE gaussian/rotation near, 3 heads (truncated_entropy-32 key)"
+
+
+def test_each_plan_on_a_remap_can_be_had() -> None:
+    model = tiny("Llama")
+    base = Candidate("self_extend 64/2", SelfExtend(RoPE(16), 64, 2))
+    ids = torch.arange(3, 103)[None]
+    statistics = measure(model, ids, rope=base.encoding)
+    scope = serving_scope(model, base, statistics)
+    assert scope == "query_head"
+    with torch.no_grad(), installed(model, base.encoding):
+        without = model(ids).logits
+    found = dope_candidates(base, statistics, 256, scope=scope)
+    assert len(found) > 20
+    for candidate in found[:9]:
+        with torch.no_grad(), installed(model, candidate.encoding):
+            changed = model(ids).logits
+        assert torch.isfinite(changed).all() and not torch.allclose(changed[:, -1], without[:, -1], atol=1e-3)
+        is_far = " far," in candidate.name
+        assert torch.allclose(changed[:, :64], without[:, :64], atol=1e-4) == is_far, candidate.name
 
 
 def test_few_heads_and_few_channels_bound_what_is_chosen() -> None:

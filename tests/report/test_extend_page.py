@@ -9,12 +9,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from tests.report.outcomes import DOPE, PLAIN, RULE, outcome
+from tests.report.outcomes import DOPE, PLAIN, REMAP, RULE, SECOND, outcome
 from tests.report.pages import HOSTILE, Element, parsed
 
 from ropewalk.analysis.statistics import Statistics
 from ropewalk.errors import ArgumentError
 from ropewalk.evaluation.calibration import FILE
+from ropewalk.evaluation.candidates import Candidate
 from ropewalk.evaluation.needle_count import NeedleCount
 from ropewalk.evaluation.score import Answer
 from ropewalk.extend import Outcome
@@ -62,13 +63,48 @@ def test_verdict_tables_and_sections() -> None:
     assert root.all("p", "verdict")[0].text == verdict(made)
     assert [h.text for h in root.all("h2")] == SECTIONS
     judged = table(root, 0)
-    assert [row[0] for row in judged] == ["encoding", PLAIN.name, RULE.name, DOPE.name]
-    assert judged[1][1].startswith("12 of 60 [") and judged[3][3].startswith("-0.350")
+    at_original = "plain at 8,192 tokens, its training length"
+    assert [row[0] for row in judged] == ["encoding", at_original, PLAIN.name, RULE.name, DOPE.name]
+    assert judged[1][1].startswith("4 of 10 [") and judged[1][3] == ""
+    assert judged[2][1].startswith("12 of 60 [") and judged[4][3].startswith("-0.350")
     assert table(root, 2)[1][0] == "8,192 (training length)" and table(root, 3)[0][1:] == ["512 tokens", "8,192 tokens"]
-    assert [row[0] for row in table(root, 4)[1:]] == [RULE.name, PLAIN.name]
+    assert [row[0] for row in table(root, 4)[1:]] == [RULE.name, SECOND.name]
     assert [row[0] for row in table(root, 5)[1:]] == [DOPE.name, RULE.name]
     assert root.all("pre")[0].text == "ropewalk extend smollm2 --length 11000"
     assert "abababababababab" in root.all("dl")[0].text and "torch" in root.all("dl")[0].text
+
+
+def test_without_dope_plans_there_are_no_heads(tmp_path: Path) -> None:
+    """Nor a file of statistics; one that an earlier run left isn't read."""
+    made = outcome(plain=2.2, rule=0.95, dope=None, remap=0.80)
+    (tmp_path / "results.jsonl").write_bytes(RECORDS)
+    for _ in range(2):
+        write_report(made, "c", MODEL, tmp_path)
+        root = parsed((tmp_path / "report.html").read_text(encoding="utf-8"))
+        assert [h.text for h in root.all("h2")] == [name for name in SECTIONS if name != "The heads"]
+        assert root.all("figure", "heads") == [] and "DoPE plans on top of" not in root.text
+        assert "DoPE plans weren't tried" in root.all("p", "verdict")[0].text
+        assert [row[0] for row in table(root, 0)[2:]] == [PLAIN.name, RULE.name, REMAP.name]
+        assert [row[0] for row in table(root, 4)[1:]] == [RULE.name, REMAP.name, SECOND.name]
+        assert "## The heads" not in (tmp_path / "summary.md").read_text(encoding="utf-8")
+        (tmp_path / FILE).write_bytes(b"damaged")
+
+
+@pytest.mark.parametrize("best", [RULE, REMAP])
+def test_the_heads_say_where_they_were_measured(best: Candidate) -> None:
+    made = outcome(plain=2.2, rule=0.95, dope=0.60, remap=0.80)
+    made.best, made.other = best, RULE if best is REMAP else REMAP
+    made.dope = [(DOPE, made.dope[0][1]), (best, made.dope[1][1])]
+    said = page(made).text
+    assert f"under {best.name}, after rotation" in said
+    assert ("those past its window at the positions at which they are compared" in said) == (best is REMAP)
+
+
+def test_questions_that_plain_was_not_asked_stay_empty() -> None:
+    made = outcome(plain=2.2, rule=0.95, dope=0.60, prompts=2)
+    made.final[PLAIN.name] = [a for a in made.final[PLAIN.name] if a.prompt == "final/0"]
+    rows = [[c.text for c in row.children] for row in page(made).all("details")[0].all("tr")]
+    assert len(rows) == 1 + 20 and rows[1][4:] == ["✓ 1", "✓ 1", "✓ 1"] and rows[11][4:] == ["", "✓ 1", "✓ 1"]
 
 
 def test_how_the_number_of_needles_was_decided_is_above_the_tables() -> None:

@@ -14,7 +14,7 @@ from ropewalk.analysis.gram import GramAccumulator
 from ropewalk.analysis.statistics import STAGES, Statistics
 from ropewalk.encodings.base import Encoding, RotaryModule, Tables
 from ropewalk.encodings.model_rotation import model_config, rotary_layers
-from ropewalk.encodings.remap import Part, RemapModule, Turn
+from ropewalk.encodings.remap import Part, Remap, RemapModule, Turn
 from ropewalk.encodings.rope import RoPE, RoPEModule
 from ropewalk.errors import ArgumentError, UnsupportedModelError, unknown_name
 from ropewalk.hf import installed
@@ -57,6 +57,11 @@ def measure(
     layers = rotary_layers(model)
     own = {layer.index: layer.rope for layer in layers}
     rope = rope or RoPE.from_model(model)
+    for layer in layers:
+        config = rope.at(layer.index)
+        if isinstance(config, Remap) and input_ids.shape[1] <= config.near[1]:
+            remedy = f"no token is past the remap's {config.near[0]} of {config.near[1]:,}; give more tokens"
+            raise ArgumentError("input_ids.shape", tuple(input_ids.shape), remedy)
     mask, positions = _mask_and_positions(input_ids, attention_mask)
     tapped = _Tapped(rope, own, tuple(dict.fromkeys(stages)), mask)
     whole: Any = model
@@ -81,8 +86,6 @@ def _mask_and_positions(ids: Tensor, attention_mask: Tensor | None) -> tuple[Ten
 def _statistics(
     model: nn.Module, input_ids: Tensor, taps: dict[int, _TapModule | _TapRemapModule], stages: tuple[str, ...]
 ) -> Statistics:
-    if not taps:
-        raise ArgumentError("input_ids.shape", tuple(input_ids.shape), "no token is past the remap's window; give more")
     indices = tuple(sorted(taps))
     inner = taps[indices[0]].inner
     rope = inner.rope.encoding if isinstance(inner, RemapModule) else inner.encoding
@@ -196,7 +199,7 @@ class _TapModule(RotaryModule):
             # For all layers at once: made one by one, each would be carved out of the room that a layer's vectors have
             # just left, the next layer's wouldn't fit there any more, and the heap would grow by a layer's vectors.
             for tap in self._taps.values():
-                if tap._sizes is None or tap is self:
+                if isinstance(tap, _TapModule) and (tap._sizes is None or tap is self):
                     tap._make_sums(q, k)
         return self.sums[stage]
 
@@ -215,7 +218,7 @@ class _TapModule(RotaryModule):
 
 
 class _TapRemapModule(RemapModule):
-    """Compares as the remap `inner` does and sums Gram matrices of its furthest piece: queries and keys as turned."""
+    """Compares as the remap `inner` does and sums Gram matrices of its far view: queries and keys as turned."""
 
     cached_key = None
 
@@ -243,7 +246,7 @@ class _TapRemapModule(RemapModule):
 
     def turned_query(self, q: Tensor, piece: int, turn: Turn, num_kv_heads: int) -> Tensor:
         turned = super().turned_query(q, piece, turn, num_kv_heads)
-        if piece == len(self.key_of_piece) - 1:
+        if piece > 0:
             self._summed(q.shape[1], num_kv_heads, q)[0].add(turned, None)
         return turned
 
