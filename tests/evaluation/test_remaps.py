@@ -84,13 +84,13 @@ def test_a_window_without_room_is_refused_in_one_line() -> None:
 
 @pytest.mark.parametrize(("original", "target"), [(256, 300), (8192, 16384)])
 def test_the_order_of_a_search(original: int, target: int) -> None:
-    """YaRN, Self-Extend, three more rules, ReRoPE and dual chunk, then the other rules; plain isn't there."""
+    """YaRN, Self-Extend and ReRoPE, three more rules, dual chunk, then the other rules; plain isn't there."""
     model = tiny("Llama")
     own = RoPE.from_model(model)
     names = [c.name for c in search_candidates(model, own, original, target)]
     rules = [c.name for c in rule_candidates(own, original, target)]
     kinds = [name.split()[0] for name in names[:9]]
-    assert kinds == ["yarn", *["self_extend"] * 3, "ntk", "ntk_by_parts", "llama3", "rerope", "dual_chunk"]
+    assert kinds == ["yarn", *["self_extend"] * 3, "rerope", "ntk", "ntk_by_parts", "llama3", "dual_chunk"]
     assert [name for name in names if name in rules] == rules and names[9:] == rules[4:]
     assert len(set(names)) == len(names) == len(rules) + 5 and "plain" not in names
 

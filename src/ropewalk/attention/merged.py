@@ -203,6 +203,8 @@ def call(
     if width != size:  # the kernels want one size; zeros change neither scores nor outputs
         q, k = (F.pad(x, (0, max(0, size - width))) for x in (q, k))
         v = F.pad(v, (0, max(0, width - size)))
+    # torch's CPU kernel takes the channels of a token to lie side by side, and doesn't ask.
+    q, k, v = (x if x.stride(-1) == 1 else x.contiguous() for x in (q, k, v))
     out, lse = _kernel(q, k, v, scale, causal, mask)
     return out[..., :size].reshape(batch, heads, queries, size), lse.reshape(batch, heads, queries)
 

@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from ropewalk.attention.merged import Band, Merger, attend_band
 from ropewalk.attention.runs import Prefix, Run, runs, shared_prefix
@@ -40,7 +41,7 @@ def attend_remapped(
         is_stored: k is what `module.stored` gave of the keys, not content.
     """
     held = module, q, k, v
-    if not dropout and not (torch.is_grad_enabled() and any(x.requires_grad for x in (q, k, v))):
+    if not dropout and _kernels_serve(q, k, v):
         if (found := runs(visible, *positions, q.shape[0])) is not None:
             into = Merger(q, v.shape[-1])
             for run in found:
@@ -50,6 +51,16 @@ def attend_remapped(
             return _attend_after(prefix, *held, positions, visible, scale, is_stored)
     content = _content(module, k, positions[1]) if is_stored else k
     return attend_scored(module, q, content, v, positions, _hiding(visible), scale, dropout)
+
+
+def _kernels_serve(*tensors: Tensor) -> bool:
+    """Whether torch's kernels with a log-sum-exp can be called: they have no gradient, and one dtype for all."""
+    if torch.is_grad_enabled() and any(x.requires_grad for x in tensors):
+        return False
+    if any(forward_ad.unpack_dual(x).tangent is not None for x in tensors):
+        return False
+    # Autocast chooses dtypes inside operations that it knows; it doesn't know these.
+    return len({x.dtype for x in tensors}) == 1 and not torch.is_autocast_enabled(tensors[0].device.type)
 
 
 def _hiding(visible: Visible) -> Visible:

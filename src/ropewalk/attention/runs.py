@@ -105,7 +105,7 @@ def shared_prefix(visible: Visible, of_queries: Tensor, of_keys: Tensor) -> Pref
     mask = visible.mask
     if torch.compiler.is_compiling() or mask is None or len(of_queries) > 1 or len(of_keys) > 1:
         return None
-    if mask.dim() != 4 or mask.shape[:2] != (1, 1) or visible.queries > _ROWS * 4:
+    if mask.requires_grad or mask.dim() != 4 or mask.shape[:2] != (1, 1) or visible.queries > _ROWS * 4:
         return None
     seen = _seen(visible, 0, 0, visible.queries)
     if seen is None:
@@ -139,15 +139,26 @@ def _shapes(visible: Visible) -> tuple[_Shape, ...] | None:
             return None
         own = visible.keys - visible.queries
         return (_Shape(0, 0, visible.keys, own, visible.window),)
-    if visible.mask not in _looked_through:
-        _looked_through[visible.mask] = {}
-    known = _looked_through[visible.mask]
-    key = visible.queries, visible.keys, visible.causal, visible.window
+    if visible.mask.is_inference():  # nothing tells whether such a mask has been changed since
+        return _all_shapes(visible)
+    known = _looked_through.setdefault(visible.mask, {})
+    key = visible.mask._version, visible.queries, visible.keys, visible.causal, visible.window
     if key not in known:
-        rows = [_shape(visible, row) for row in range(visible.mask.shape[0])]
-        known[key] = None if None in rows else tuple(rows)
+        known.clear()
+        known[key] = _all_shapes(visible)
     held: tuple[_Shape, ...] | None = known[key]
     return held
+
+
+def _all_shapes(visible: Visible) -> tuple[_Shape, ...] | None:
+    assert visible.mask is not None
+    rows: list[_Shape] = []
+    for row in range(visible.mask.shape[0]):
+        shape = _shape(visible, row)
+        if shape is None:
+            return None
+        rows.append(shape)
+    return tuple(rows)
 
 
 def _shape(visible: Visible, row: int) -> _Shape | None:
@@ -199,8 +210,8 @@ def _first_seeing(visible: Visible, row: int, shift: int) -> int | None:
 
 
 def _holds(visible: Visible, row: int, shape: _Shape, shift: int) -> bool:
-    """Whether the mask says nothing else of the queries from the first that sees a key on."""
-    for first in range(shape.query, visible.queries, _ROWS):
+    """Whether the mask says nothing else: those before the first query see no key at all."""
+    for first in range(0, visible.queries, _ROWS):
         last = min(first + _ROWS, visible.queries)
         seen = _seen(visible, row, first, last)
         if seen is None:
@@ -210,6 +221,7 @@ def _holds(visible: Visible, row: int, shape: _Shape, shift: int) -> bool:
         expected = (of_keys <= own) & (of_keys >= shape.begin)
         if shape.window is not None:
             expected &= of_keys > own - shape.window
+        expected[: max(0, shape.query - first)] = False
         if not torch.equal(seen, expected):
             return False
     return True

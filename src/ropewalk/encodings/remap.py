@@ -15,8 +15,8 @@ from ropewalk.encodings.products import grouped_products
 from ropewalk.encodings.rope import RoPE, RoPEModule
 from ropewalk.errors import ArgumentError
 
-# Tables kept: those of each piece and side, for the lengths at hand.
-_MOST_TURNS = 12
+# Tables kept: those of each piece and side, for the lengths at hand and some rows of a batch.
+_MOST_TURNS = 32
 
 
 @dataclasses.dataclass(frozen=True)
@@ -171,14 +171,16 @@ class RemapModule(ScoreModule):
 
     def _kept(self, what: str, number: int, first: int, x: Tensor, make: Callable[[Tensor], Turn]) -> Turn:
         key = what, number, first, x.shape[2], x.dtype, x.device
-        if key not in self._turns:
-            while len(self._turns) >= _MOST_TURNS:
-                del self._turns[next(iter(self._turns))]
+        found = self._turns.get(key)  # once: another thread may run the same module
+        if found is None:
             # Tables made under inference_mode couldn't be trained with afterwards; these are kept.
             with torch.inference_mode(False), torch.no_grad():
                 positions = torch.arange(first, first + x.shape[2], device=x.device)[None]
-                self._turns[key] = make(positions)
-        return self._turns[key]
+                found = make(positions)
+            if len(self._turns) >= _MOST_TURNS:
+                self._turns = {}
+            self._turns[key] = found
+        return found
 
     def _between(self, index: int, of_keys: Tensor, dtype: torch.dtype) -> Turn:
         """From the cached rotation to another one, tables of a number a pair (1, M, width / 2).
@@ -189,8 +191,10 @@ class RemapModule(ScoreModule):
         assert self.cached_key is not None
         own = self.key_positions(of_keys)
         there, here = (own[i][..., None].float() * self.rope.frequencies for i in (index, self.cached_key))
-        angles = there.double() - here.double()
-        return Turn(own[index], (angles.cos().to(dtype), angles.sin().to(dtype)))
+        wide = (x.cpu().double() if x.device.type == "mps" else x.double() for x in (there, here))
+        angles = next(wide) - next(wide)
+        cos, sin = (x.to(dtype).to(of_keys.device) for x in (angles.cos(), angles.sin()))
+        return Turn(own[index], (cos, sin))
 
     def scores(
         self,

@@ -40,7 +40,7 @@ _FORMS = {
     ReRoPE.kind: _Form(r"(\d+)(?:/(\d*\.?\d+))?", "WINDOW or WINDOW/LEAK"),
     DualChunk.kind: _Form(r"(\d+)/(\d+)", "CHUNK/LOCAL"),
 }
-# So many rules come before ReRoPE and dual chunk attention.
+# So many rules come before dual chunk attention.
 _RULES_FIRST = 4
 REMAPS = (SelfExtend.kind, ReRoPE.kind, DualChunk.kind)
 
@@ -203,12 +203,12 @@ def search_candidates(
 ) -> list[Candidate]:
     """Length rules and remaps in the order of a search, likeliest first.
 
-    The first rule (YaRN, or the model's own taken further), Self-Extend, the next rules, the other remaps, and all
-    other rules and factors.
+    The first rule (YaRN, or the model's own taken further), Self-Extend and ReRoPE, the next rules, dual chunk
+    attention, and all other rules and factors.
     """
     rules = rule_candidates(own, original_length, target_length, stretched)
     remaps = remap_candidates(model, own, original_length, target_length, stretched)
-    likely = [c for c in remaps if c.name.startswith(SelfExtend.kind)]
+    likely = [c for c in remaps if not c.name.startswith(DualChunk.kind)]
     others = [c for c in remaps if c not in likely]
     return [*rules[:1], *likely, *rules[1:_RULES_FIRST], *others, *rules[_RULES_FIRST:]]
 

@@ -242,7 +242,7 @@ class Call:
         queries, keys, mask = self._q.shape[2], self._k.shape[2], self._mask
         if self._name in FLASH:
             # Flash attention takes order and window as options; its mask says which tokens aren't padding.
-            mask = None if mask is None else mask[:, None, None, -keys:].bool()
+            mask = _documents(positions) if mask is None else mask[:, None, None, -keys:].bool()
             visible = Visible(queries, keys, causal=True, window=self._options.get("sliding_window"), mask=mask)
         elif mask is not None:
             # As it is: what is found of a mask is kept for the layers to come.
@@ -266,6 +266,18 @@ class Call:
         is_causal = self._options.get("is_causal")
         causal = getattr(self._layer, "is_causal", True) if is_causal is None else is_causal
         return Visible(queries, keys, causal=bool(causal) and queries > 1)
+
+
+def _documents(positions: tuple[Tensor, Tensor]) -> Tensor | None:
+    """Which pairs are of one document where several are packed into one row, (1, 1, N, N); None where that isn't so.
+
+    Without a mask transformers' flash attention tells them apart by positions that begin again at 0.
+    """
+    of_queries, of_keys = positions
+    if len(of_queries) > 1 or of_queries.shape != of_keys.shape or bool((of_queries[0].diff() == 1).all()):
+        return None
+    document = (of_keys[0] == 0).cumsum(0)
+    return (document[:, None] == document)[None, None]
 
 
 def _output(out: Tensor) -> tuple[Tensor, None]:
