@@ -22,6 +22,7 @@ from ropewalk.evaluation.candidates import (
     rotation_to_stretch,
     serving_scope,
 )
+from ropewalk.evaluation.content import content_hash
 from ropewalk.evaluation.halving import halve
 from ropewalk.evaluation.likelihood import short_cost, short_lengths
 from ropewalk.evaluation.needle_count import NeedleCount, fitting_counts, needle_count
@@ -32,7 +33,7 @@ from ropewalk.evaluation.store import Store
 from ropewalk.evaluation.sweep import Done, Sweep, mean_nll
 from ropewalk.evaluation.text_parts import split_text
 from ropewalk.tasks.haystack import Text, draw_window
-from ropewalk.tasks.needle import NeedleTask
+from ropewalk.tasks.needle import NeedleTask, Wording
 
 # Shares of the time that is left after the first measurements.
 RULES_SHARE, DOPE_SHARE = 0.40, 0.27
@@ -97,6 +98,7 @@ class Job:
             "depths": self.depths,
             "seed": self.seed,
             "noise_tokens": self.noise_tokens,
+            "wording": content_hash(dataclasses.asdict(Wording())),
         }
 
     def task(self, text: Text, length: int | None = None) -> NeedleTask:

@@ -43,13 +43,15 @@ def test_a_remap_by_name(spec: str, expected: Remap) -> None:
         ("self_extent:2048/5", "did you mean self_extend"),
         ("self_extend:2048", r"give self_extend:WINDOW/GROUP, in tokens"),
         ("self_extend:a/b", r"give self_extend:WINDOW/GROUP, in tokens"),
+        ("self_extend:\uff15/4", r"give self_extend:WINDOW/GROUP"),
+        ("self_extend:" + "9" * 400 + "/4", r"give self_extend:WINDOW/GROUP"),
         ("rerope:", r"give rerope:WINDOW or WINDOW/LEAK"),
         ("dual_chunk:100", r"give dual_chunk:CHUNK/LOCAL"),
         ("self_extend:2048/2", r"^group=2: .*13,311.*8,192 tokens; with this window give 4 or more$"),
         ("self_extend:9000/4", r"^window=9000: lets distances reach .*8,192 tokens; give less$"),
         ("self_extend:30000/4", r"^window=30000: is not shorter than the text of 24,576 tokens"),
         ("rerope:8192", r"^window=8192: lets distances reach 8,192"),
-        ("rerope:4096/0.5", r"^leak=0.5: .*give 0.2 or less$"),
+        ("rerope:4096/0.5", r"^leak=0.5: .*give 0.199 or less$"),
         ("dual_chunk:8000/1000", r"^chunk_size=8000: lets distances reach 8,999"),
         ("dual_chunk:24576/1", r"^chunk_size=24576: is not shorter than the text"),
     ],
@@ -58,6 +60,17 @@ def test_what_cannot_be_is_refused_in_one_line(spec: str, said: str) -> None:
     with pytest.raises(ArgumentError, match=said) as caught:
         named_remap(spec, ROPE, 8192, 24576)
     assert "\n" not in str(caught.value)
+
+
+@given(window=st.integers(1, 400), leak=st.floats(0.01, 1), original=st.integers(2, 300), target=st.integers(2, 90000))
+def test_the_leak_that_a_refusal_names_fits(window: int, leak: float, original: int, target: int) -> None:
+    try:
+        check_fits(ReRoPE(ROPE, window, leak), original, target)
+    except ArgumentError as error:
+        if error.argument == "leak":
+            wanted = str(error).split("give ")[1].removesuffix(" or less")
+            spec = f"rerope:{window}" if wanted == "no leak" else f"rerope:{window}/{wanted}"
+            named_remap(spec, ROPE, original, target)
 
 
 @given(window=st.integers(1, 400), group=st.integers(1, 30), original=st.integers(2, 300), target=st.integers(2, 900))

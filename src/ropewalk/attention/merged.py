@@ -188,6 +188,9 @@ def call(
         causal: for N = M only: query i sees keys 0 to i.
         mask: (N, M) in q's dtype, added to the scores.
     """
+    # torch's CPU kernel takes the channels of a token to lie side by side, and doesn't ask. Those for accelerators read
+    # several numbers at once, which have to begin at multiples of that; cached keys with their position don't.
+    q, k, v = (x.contiguous() if x.stride(-1) != 1 or (x.is_cuda and x.stride(-2) % 8) else x for x in (q, k, v))
     batch, heads, queries, width = q.shape
     groups, size = k.shape[1], v.shape[-1]
     readers = heads // groups
@@ -203,8 +206,6 @@ def call(
     if width != size:  # the kernels want one size; zeros change neither scores nor outputs
         q, k = (F.pad(x, (0, max(0, size - width))) for x in (q, k))
         v = F.pad(v, (0, max(0, width - size)))
-    # torch's CPU kernel takes the channels of a token to lie side by side, and doesn't ask.
-    q, k, v = (x if x.stride(-1) == 1 else x.contiguous() for x in (q, k, v))
     out, lse = _kernel(q, k, v, scale, causal, mask)
     return out[..., :size].reshape(batch, heads, queries, size), lse.reshape(batch, heads, queries)
 

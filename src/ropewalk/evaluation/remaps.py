@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import re
 from collections.abc import Callable
 from typing import NamedTuple
@@ -36,9 +37,9 @@ class _Form(NamedTuple):
 
 
 _FORMS = {
-    SelfExtend.kind: _Form(r"(\d+)/(\d+)", "WINDOW/GROUP"),
-    ReRoPE.kind: _Form(r"(\d+)(?:/(\d*\.?\d+))?", "WINDOW or WINDOW/LEAK"),
-    DualChunk.kind: _Form(r"(\d+)/(\d+)", "CHUNK/LOCAL"),
+    SelfExtend.kind: _Form(r"([0-9]{1,9})/([0-9]{1,9})", "WINDOW/GROUP"),
+    ReRoPE.kind: _Form(r"([0-9]{1,9})(?:/([0-9]?\.?[0-9]{1,9}))?", "WINDOW or WINDOW/LEAK"),
+    DualChunk.kind: _Form(r"([0-9]{1,9})/([0-9]{1,9})", "CHUNK/LOCAL"),
 }
 # So many rules come before dual chunk attention.
 _RULES_FIRST = 4
@@ -190,7 +191,9 @@ def check_fits(remap: Remap, original_length: int, target_length: int) -> None:
         raise ArgumentError("group", remap.group, f"{beyond}; with this window give {group} or more")
     if isinstance(remap, ReRoPE) and remap.leak is not None and near < original_length:
         leak = (original_length - 1 - near) / max(1, target_length - 1 - near)
-        raise ArgumentError("leak", remap.leak, f"{beyond}; with this window give {leak:.3g} or less")
+        fits = [math.floor(leak * 10**digits) / 10**digits for digits in (3, 6)]
+        shown = next((f"{value:.6f}".rstrip("0") + " or less" for value in fits if value > 0), "no leak")
+        raise ArgumentError("leak", remap.leak, f"{beyond}; with this window give {shown}")
     raise ArgumentError(name, near, f"{beyond}; give less")
 
 
