@@ -26,6 +26,7 @@ from typing import Any
 import torch
 from encoding_measure import Table, against, progress, resident, restart_peak, size_text, time_text, turns
 from torch import Tensor
+from transformers.cache_utils import DynamicCache
 
 from ropewalk import DualChunk, ReRoPE, RoPE, SelfExtend, attend, install, installed, load_model
 from ropewalk.encodings.base import Encoding
@@ -114,36 +115,59 @@ def error(options: argparse.Namespace) -> Table:
 
 
 def decode(options: argparse.Namespace) -> Table:
-    """A token with a full cache, whole model."""
-    from encoding_models import _bytes, _cache, _token, small_llama
+    """A token with a full cache, whole model: SmolLM2, and an untrained Llama whose key heads aren't shared."""
+    from encoding_models import small_llama
 
     length, tokens = (256, 3) if options.quick else (8192, 20)
-    table = Table("Decoding a token", ("tokens in the cache", "what", *HEADER, "cache", "cache to RoPE's"))
-    plain = small_llama(options.seed, options.quick).eval()
-    rope = RoPE.from_model(plain)
+    table = Table(f"Decoding a token, {length:,} in the cache", ("model", "what", *HEADER, "cache", "cache to RoPE's"))
+    for name, model in (("SmolLM2", load_model("smollm2")[0]), ("Llama", small_llama(options.seed, options.quick))):
+        _decode(name, model.eval(), length, tokens, options.seed, table)
+    table.notes += [
+        "SmolLM2: 30 layers, 9 query and 3 key heads; Llama: 8 layers, 512 wide, 8 query and 8 key heads, untrained",
+        "`DynamicCache` filled with random numbers of the right shape; arms in turn token by token",
+    ]
+    return table
+
+
+def _decode(title: str, model: Any, length: int, tokens: int, seed: int, table: Table) -> None:
+    rope = RoPE.from_model(model)
     kinds: dict[str, tuple[Encoding, str | None]] = {
         "Self-Extend": (SelfExtend(rope, window=length // 4, group=4), None),
         'Self-Extend, `cache="content"`': (SelfExtend(rope, window=length // 4, group=4), "content"),
         "ReRoPE": (ReRoPE(rope, window=length // 4), None),
         "dual chunk": (DualChunk(rope, chunk_size=length // 2, local_size=length // 8), None),
     }
-    models, caches = {"RoPE": plain}, {"RoPE": _cache(plain, None, length, options.seed)}
+    models, caches = {"RoPE": model}, {"RoPE": _cache(model, length, seed, lambda keys, _: keys)}
     for name, (config, cache) in kinds.items():
-        models[name] = copy.deepcopy(plain)
+        models[name] = copy.deepcopy(model)
         install(models[name], config, cache=cache)
         module: Any = config.module()
 
         def fill(keys: Tensor, positions: Tensor, module: Any = module, cache: str | None = cache) -> Tensor:
             return with_positions(keys if cache == "content" else module.stored(keys, positions), positions)
 
-        caches[name] = _cache(plain, fill, length, options.seed)
-    sizes = {name: _bytes(cache) for name, cache in caches.items()}
-    times = turns({name: (lambda name=name: _token(models[name], caches[name])) for name in models}, tokens)
+        caches[name] = _cache(model, length, seed, fill)
+    sizes = {name: sum(layer.keys.nbytes + layer.values.nbytes for layer in c.layers) for name, c in caches.items()}
+    times = turns({name: partial(_token, models[name], caches[name]) for name in models}, tokens)
     for name, columns in against(times, "RoPE").items():
-        table.rows.append((f"{length:,}", name, *columns, size_text(sizes[name]), f"{sizes[name] / sizes['RoPE']:.3f}"))
-        table.raw.append({"arm": name, "length": length, "seconds": times[name], "bytes": sizes[name]})
-    table.notes.append("Llama of 8 layers, 512 wide, 8 heads of 64 channels, untrained; `DynamicCache`")
-    return table
+        ratio = f"{sizes[name] / sizes['RoPE']:.3f}"
+        table.rows.append((title, name, *columns, size_text(sizes[name]), ratio))
+        table.raw.append({"model": title, "arm": name, "length": length, "seconds": times[name], "bytes": sizes[name]})
+
+
+def _cache(model: Any, length: int, seed: int, fill: Callable[[Tensor, Tensor], Tensor]) -> DynamicCache:
+    torch.manual_seed(seed)
+    config, positions = model.config, torch.arange(length)[None]
+    cache = DynamicCache(config=config)
+    for layer in range(config.num_hidden_layers):
+        keys, values = torch.randn(2, 1, config.num_key_value_heads, length, SIZE).unbind()
+        cache.update(fill(keys, positions), values.contiguous(), layer)
+    return cache
+
+
+@torch.no_grad()
+def _token(model: Any, cache: DynamicCache) -> float:
+    return _timed(lambda: model(input_ids=torch.tensor([[5]]), past_key_values=cache, use_cache=True))
 
 
 @torch.no_grad()

@@ -138,6 +138,7 @@ class Merger:
         self._dtype = q.dtype
         self._out = q.new_zeros(*q.shape[:3], channels, dtype=wide)
         self._lse = q.new_full(q.shape[:3], -math.inf, dtype=wide)
+        self._added: list[bool] = []  # shared with what `of_rows` gives
 
     def of_rows(self, first: int, last: int) -> Merger:
         """The same for rows first..last-1 of the batch: what is added there is added here."""
@@ -148,6 +149,12 @@ class Merger:
     def add(self, first: int, last: int, out: Tensor, lse: Tensor) -> None:
         """Output (B, H, n, E) and log-sum-exp (B, H, n) of a call for the queries first..last-1."""
         held, sums = self._out[:, :, first:last], self._lse[:, :, first:last]
+        is_first = not self._added
+        self._added.append(True)
+        if is_first:  # nothing to merge with
+            held.copy_(out)
+            sums.copy_(lse)
+            return
         total = torch.logaddexp(sums, lse).clamp_(min=_LEAST)  # a query without keys so far gets zeros
         held.mul_((sums - total).exp_().unsqueeze(-1))
         held.addcmul_(out.to(held.dtype), (lse - total).exp_().unsqueeze(-1))

@@ -43,7 +43,7 @@ def without_positions(x: Tensor, at: int) -> tuple[Tensor, Tensor]:
     changed on the way, as a cache that keeps keys in fewer bits does.
     """
     count, base = _DIGITS[x.dtype]
-    carried = x[:, 0, :, at : at + count].detach()
+    carried = x[:, 0, :, at : at + count].detach().contiguous()  # each number stands in a line of memory of its own
     digits = carried.long()
     if x.device.type == "cpu" and not torch.compiler.is_compiling() and not torch.equal(digits.to(x.dtype), carried):
         raise RopewalkError("cached keys lost their positions: a cache that rounds keys can't hold content")
