@@ -43,7 +43,7 @@ def draw_by_depth(answers: dict[str, list[Answer]], title: str, path: Path) -> N
         right.plot(depths, nll, label=label, **style)
     finish(left, DEPTH, "share of right answers")
     left.set_ylim(-0.03, 1.03)
-    finish(right, DEPTH, "answer NLL, nats a token")
+    finish(right, DEPTH, "answer NLL, nats per token")
     right.set_ylim(bottom=0)
     figure.suptitle(title)
     figure.legend(*left.get_legend_handles_labels(), loc="outside lower center", ncols=1, frameon=False, fontsize=8)
