@@ -84,9 +84,9 @@ def _table(by_name: Answers, is_judgement: bool) -> list[str]:
     for name, found in sorted(by_name.items(), key=lambda item: (-len(item[1]), _mean(item[1]))):
         row = [name, str(len({a.prompt for a in found})), right(found), nll(found)]
         if rule:
-            same = {answer.prompt for answer in found}
-            baseline = [answer for answer in by_name[rule] if answer.prompt in same]
-            row.append("" if name == rule else difference(paired_difference(found, baseline)))
+            shared = {a.prompt for a in found} & {a.prompt for a in by_name[rule]}
+            pair = ([a for a in answers if a.prompt in shared] for answers in (found, by_name[rule]))
+            row.append("" if name == rule else difference(paired_difference(*pair)))
         rows.append(row)
     return table_lines(header, rows)
 

@@ -18,6 +18,7 @@ from ropewalk.encodings.base import Encoding
 from ropewalk.encodings.dope import DoPE
 from ropewalk.encodings.model_rotation import is_own_rotation
 from ropewalk.encodings.per_layer import PerLayer
+from ropewalk.encodings.remap import Remap
 from ropewalk.errors import ArgumentError, DamagedFileError, MismatchedModelError, unknown_name
 from ropewalk.files import write_atomically
 from ropewalk.hf.card import plan_card
@@ -271,11 +272,14 @@ def _encoding_line(encoding: Encoding) -> str:
     """Kind, length rule and heads in one line; a list of frequencies or layers would be many."""
     if isinstance(encoding, DoPE):
         heads = ", ".join(f"{layer}.{head}" for layer, head in encoding.heads)
-        changed = f"{encoding.mode} ({encoding.reading}) in {len(encoding.heads)} heads (layer.head {heads})"
+        view = "" if encoding.view == "both" else f", {encoding.view} view"
+        changed = f"{encoding.mode} ({encoding.reading}{view}) in {len(encoding.heads)} heads (layer.head {heads})"
         return f"dope, mode {changed}; {_encoding_line(encoding.rope)}"
     if isinstance(encoding, PerLayer):
         lines = dict.fromkeys(_encoding_line(inner) for _, inner in encoding.layers)
         return f"per layer: {' | '.join(lines)}"
+    if isinstance(encoding, Remap):
+        return f"{encoding.kind} {encoding.sizes}; {_encoding_line(encoding.rope)}"
     rule = getattr(encoding, "rule", None)
     return encoding.kind if rule is None else f"{encoding.kind} with {_short(rule.to_dict())}"
 
