@@ -83,7 +83,7 @@ def _dope_verdict(outcome: Outcome) -> str:
     """Whether DoPE adds to the best rule or remap."""
     best, dope = _best(outcome), outcome.best_dope
     if dope is None:
-        return "DoPE plans weren't tried; a larger `--budget`, or `--dope always`, tries them."
+        return "DoPE plans weren't tried; a larger --budget, or --dope always, tries them."
     if dope.name not in outcome.final:
         ahead = difference(outcome.in_search())
         return (
