@@ -50,7 +50,7 @@ def test_the_verdict_when_no_plan_got_to_the_judgement() -> None:
 def test_the_verdict_when_no_plan_was_tried() -> None:
     made = outcome(plain=2.2, rule=0.95, dope=None)
     assert made.winner == RULE
-    assert verdict(made).endswith("DoPE plans weren't tried; a larger `--budget`, or `--dope always`, tries them.")
+    assert verdict(made).endswith("DoPE plans weren't tried; a larger --budget, or --dope always, tries them.")
     assert [row.name for row in final_rows(made)][1:] == [PLAIN.name, RULE.name]
 
 

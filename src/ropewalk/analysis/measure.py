@@ -14,7 +14,7 @@ from ropewalk.analysis.gram import GramAccumulator
 from ropewalk.analysis.statistics import STAGES, Statistics
 from ropewalk.encodings.base import Encoding, RotaryModule, Tables
 from ropewalk.encodings.model_rotation import model_config, rotary_layers
-from ropewalk.encodings.remap import Part, Remap, RemapModule, Turn
+from ropewalk.encodings.remap import Remap, RemapModule, Turn, WrappedRemapModule
 from ropewalk.encodings.rope import RoPE, RoPEModule
 from ropewalk.errors import ArgumentError, UnsupportedModelError, unknown_name
 from ropewalk.hf import installed
@@ -217,32 +217,17 @@ class _TapModule(RotaryModule):
             into.add(self.own.rotate(x[:, :, tokens], *tables), None if self.mask is None else self.mask[:, tokens])
 
 
-class _TapRemapModule(RemapModule):
+class _TapRemapModule(WrappedRemapModule):
     """Compares as the remap `inner` does and sums Gram matrices of its far view: queries and keys as turned."""
 
-    cached_key = None
-
     def __init__(self, inner: RemapModule):
-        super().__init__(inner.rope.encoding)
-        self.inner, self.key_of_piece = inner, inner.key_of_piece
+        super().__init__(inner)
         self.sums: dict[str, tuple[GramAccumulator, GramAccumulator]] = {}
 
     @property
     def is_heard(self) -> bool:
         """Whether any token was further from another than the remap's window."""
         return any(pair[0].count for pair in self.sums.values())
-
-    def key_positions(self, of_keys: Tensor) -> tuple[Tensor, ...]:
-        return self.inner.key_positions(of_keys)
-
-    def query_positions(self, of_queries: Tensor) -> tuple[Tensor, ...]:
-        return self.inner.query_positions(of_queries)
-
-    def piece_of_pair(self, of_queries: Tensor, of_keys: Tensor) -> Tensor:
-        return self.inner.piece_of_pair(of_queries, of_keys)
-
-    def parts(self, queries: range, keys: range) -> list[Part]:
-        return self.inner.parts(queries, keys)
 
     def turned_query(self, q: Tensor, piece: int, turn: Turn, num_kv_heads: int) -> Tensor:
         turned = super().turned_query(q, piece, turn, num_kv_heads)

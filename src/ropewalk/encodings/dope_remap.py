@@ -5,25 +5,22 @@ from __future__ import annotations
 from torch import Tensor
 
 from ropewalk.encodings.dope import DoPE, DoPEModule
-from ropewalk.encodings.remap import Part, Remap, RemapModule, Turn
+from ropewalk.encodings.remap import Remap, RemapModule, Turn, WrappedRemapModule
 
 
-class DoPERemapModule(RemapModule):
+class DoPERemapModule(WrappedRemapModule):
     """A remap in one layer, in whose views selected heads are changed as `DoPEModule` changes them.
 
     The remap's first piece is its near view, all others are far. A changed head is not rotated at whatever position
     the remap puts it; noise is drawn for that position. Keys of a view with own keys come a head each.
     """
 
-    cached_key = None
-
     def __init__(self, dope: DoPE, layer: int, remap: Remap):
-        rope = remap.single_rope()
-        super().__init__(rope)
         inner = remap.module()
         assert isinstance(inner, RemapModule)
-        self.dope, self.inner = dope, inner
-        self.heads = DoPEModule(dope, layer, rope)
+        super().__init__(inner)
+        self.dope = dope
+        self.heads = DoPEModule(dope, layer, remap.single_rope())
         pieces = range(len(inner.key_of_piece))
         self._is_changed = [dope.view == "both" or (dope.view == "near") == (piece == 0) for piece in pieces]
         # Pieces share keys that stand alike and are changed alike.
@@ -32,17 +29,8 @@ class DoPERemapModule(RemapModule):
         self.key_of_piece = tuple(self._keys.index(one) for one in needed)
 
     def key_positions(self, of_keys: Tensor) -> tuple[Tensor, ...]:
-        found = self.inner.key_positions(of_keys)
+        found = super().key_positions(of_keys)
         return tuple(found[number] for number, _ in self._keys)
-
-    def query_positions(self, of_queries: Tensor) -> tuple[Tensor, ...]:
-        return self.inner.query_positions(of_queries)
-
-    def piece_of_pair(self, of_queries: Tensor, of_keys: Tensor) -> Tensor:
-        return self.inner.piece_of_pair(of_queries, of_keys)
-
-    def parts(self, queries: range, keys: range) -> list[Part]:
-        return self.inner.parts(queries, keys)
 
     def turned_query(self, q: Tensor, piece: int, turn: Turn, num_kv_heads: int) -> Tensor:
         if not self._is_changed[piece]:

@@ -231,6 +231,28 @@ class RemapModule(ScoreModule):
         return q.new_zeros(shape) if found is None else found
 
 
+class WrappedRemapModule(RemapModule):
+    """A remap with the positions of another one, `inner`, that turns or watches tokens in its own way; caches content."""
+
+    cached_key = None
+
+    def __init__(self, inner: RemapModule):
+        super().__init__(inner.rope.encoding)
+        self.inner, self.key_of_piece = inner, inner.key_of_piece
+
+    def key_positions(self, of_keys: Tensor) -> tuple[Tensor, ...]:
+        return self.inner.key_positions(of_keys)
+
+    def query_positions(self, of_queries: Tensor) -> tuple[Tensor, ...]:
+        return self.inner.query_positions(of_queries)
+
+    def piece_of_pair(self, of_queries: Tensor, of_keys: Tensor) -> Tensor:
+        return self.inner.piece_of_pair(of_queries, of_keys)
+
+    def parts(self, queries: range, keys: range) -> list[Part]:
+        return self.inner.parts(queries, keys)
+
+
 def _turned_on(x: Tensor, cos: Tensor, sin: Tensor, layout: str) -> Tensor:
     """x (B, G, M, d) turned by tables (1, M, width / 2); in fewer passes over memory than `rotate` takes.
 
