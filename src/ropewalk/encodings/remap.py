@@ -232,7 +232,7 @@ class RemapModule(ScoreModule):
 
 
 class WrappedRemapModule(RemapModule):
-    """A remap with the positions of another one, `inner`, that turns or watches tokens in its own way; caches content."""
+    """A remap with the positions of `inner` that turns or watches tokens in its own way; a cache holds content."""
 
     cached_key = None
 
