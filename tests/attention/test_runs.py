@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from ropewalk.attention import runs as module
-from ropewalk.attention.runs import Run, runs
+from ropewalk.attention.runs import TokenRun, runs
 from ropewalk.attention.visible import Visible
 
 FORMS = ("bool", "lowest", "-inf")
@@ -41,7 +41,7 @@ def counted(queries: int, keys: int, pads: tuple[int, ...] = (0,), room: int = 0
     return of_keys[:, keys - queries :], torch.cat([of_keys, free], dim=1)
 
 
-def seen_by(found: tuple[Run, ...], rows: int, queries: int, keys: int) -> Tensor:
+def seen_by(found: tuple[TokenRun, ...], rows: int, queries: int, keys: int) -> Tensor:
     """The mask that runs stand for, from their definition: (B, 1, N, M)."""
     seen = torch.zeros(rows, 1, queries, keys, dtype=torch.bool)
     for run in found:
@@ -72,11 +72,13 @@ class TestRecognised:
         keys = queries + more
         of_queries, of_keys = counted(queries, keys, start=5)
         found = runs(Visible(queries, keys, window=window), of_queries, of_keys, 4)
-        assert found == (Run((0, 4), (0, queries), (0, keys), more, 5, window),)
+        assert found == (TokenRun((0, 4), (0, queries), (0, keys), more, 5, window),)
 
     def test_one_query_may_come_without_order(self) -> None:
         of_queries, of_keys = counted(1, 7)
-        assert runs(Visible(1, 7, causal=False), of_queries, of_keys, 2) == (Run((0, 2), (0, 1), (0, 7), 6, 0, None),)
+        assert runs(Visible(1, 7, causal=False), of_queries, of_keys, 2) == (
+            TokenRun((0, 2), (0, 1), (0, 7), 6, 0, None),
+        )
         assert runs(Visible(2, 7, causal=False), *counted(2, 7), 2) is None
 
     @given(layout=layouts(), form=st.sampled_from(FORMS), rows=st.sampled_from([1, 3, 256]), is_causal=st.booleans())
@@ -102,18 +104,21 @@ class TestRecognised:
     def test_left_padding(self, form: str, dtype: torch.dtype) -> None:
         mask = formed(causal(6, 6, (2, 0)), form, dtype)
         found = runs(Visible(6, 6, causal=False, mask=mask), *counted(6, 6, (2, 0)), 2)
-        assert found == (Run((0, 1), (2, 6), (2, 6), 0, 0, None), Run((1, 2), (0, 6), (0, 6), 0, 0, None))
+        assert found == (
+            TokenRun((0, 1), (2, 6), (2, 6), 0, 0, None),
+            TokenRun((1, 2), (0, 6), (0, 6), 0, 0, None),
+        )
         padding = (torch.arange(6) >= torch.tensor([[2], [0]]))[:, None, None]  # one row for all queries
         assert runs(Visible(6, 6, mask=formed(padding, form, dtype)), *counted(6, 6, (2, 0)), 2) == found
 
     def test_a_static_cache_with_free_room_and_a_window(self) -> None:
         mask = causal(3, 8, (1,), room=4)
         assert runs(Visible(3, 12, causal=False, mask=mask), *counted(3, 8, (1,), room=4), 1) == (
-            Run((0, 1), (0, 3), (1, 8), 4, 0, None),
+            TokenRun((0, 1), (0, 3), (1, 8), 4, 0, None),
         )
         mask = causal(3, 8, (1,), window=4, room=4)
         assert runs(Visible(3, 12, causal=False, mask=mask), *counted(3, 8, (1,), room=4), 1) == (
-            Run((0, 1), (0, 3), (2, 8), 3, 1, 4),
+            TokenRun((0, 1), (0, 3), (2, 8), 3, 1, 4),
         )
 
     def test_rows_that_agree_are_one_run(self) -> None:

@@ -26,7 +26,7 @@ _LEAST = -1e30
 ROWS = 256
 
 
-class Block(NamedTuple):
+class BandBlock(NamedTuple):
     """One call: queries first..last-1 and keys begin..end-1 of a band.
 
     kind: `all` sees every pair; `causal` is square and query i sees keys 0 to i; `anticausal` is square and query i
@@ -52,7 +52,7 @@ class Band(NamedTuple):
     nearest: int | None
     furthest: int | None
 
-    def blocks(self) -> Iterator[Block]:
+    def blocks(self) -> Iterator[BandBlock]:
         """The band's pairs, each in exactly one block."""
         if self.queries == 1:
             yield from self._all(0, 1, *self.seen(0, 1))
@@ -77,7 +77,7 @@ class Band(NamedTuple):
         end = self.keys if self.nearest is None else last + self.offset - self.nearest
         return max(begin, 0), min(end, self.keys)
 
-    def hidden(self, block: Block, device: torch.device) -> Tensor:
+    def hidden(self, block: BandBlock, device: torch.device) -> Tensor:
         """True for the pairs of a block that the band doesn't hold: (queries, keys)."""
         rows = torch.arange(block.first, block.last, device=device)[:, None] + self.offset
         distance = rows - torch.arange(block.begin, block.end, device=device)
@@ -88,21 +88,21 @@ class Band(NamedTuple):
             outside |= distance >= self.furthest
         return outside
 
-    def _all(self, first: int, last: int, begin: int, end: int) -> Iterator[Block]:
+    def _all(self, first: int, last: int, begin: int, end: int) -> Iterator[BandBlock]:
         if first < last and begin < end:
-            yield Block("all", first, last, begin, end)
+            yield BandBlock("all", first, last, begin, end)
 
-    def _triangle(self, nearest: int) -> Iterator[Block]:
+    def _triangle(self, nearest: int) -> Iterator[BandBlock]:
         """No furthest key: a rectangle, a square triangle, and queries past the last key that see all of them."""
         shift = self.offset - nearest
         first = min(max(0, -shift), self.queries)
         last = max(first, min(self.queries, self.keys - shift))
         if first < last:
             yield from self._all(first, last, 0, first + shift)
-            yield Block("causal", first, last, first + shift, last + shift)
+            yield BandBlock("causal", first, last, first + shift, last + shift)
         yield from self._all(last, self.queries, 0, self.keys)
 
-    def _strip(self, nearest: int, furthest: int) -> Iterator[Block]:
+    def _strip(self, nearest: int, furthest: int) -> Iterator[BandBlock]:
         """Both limits: squares as wide as the band along the diagonal, each cut into two triangles.
 
         Squares begin where a multiple of the band's width is reached, so that the first keys cut none in two.
@@ -116,18 +116,18 @@ class Band(NamedTuple):
                 yield from self._masked(first, last)
             else:
                 if gone > 0 and last - first > 1:
-                    yield Block("anticausal", first, last - 1, gone - (last - first) + 1, gone)
+                    yield BandBlock("anticausal", first, last - 1, gone - (last - first) + 1, gone)
                 yield from self._all(first, last, max(gone, 0), first + shift)
-                yield Block("causal", first, last, first + shift, last + shift)
+                yield BandBlock("causal", first, last, first + shift, last + shift)
             first = last
 
-    def _masked(self, first: int, last: int) -> Iterator[Block]:
+    def _masked(self, first: int, last: int) -> Iterator[BandBlock]:
         # Queries that see no key are in no block: a softmax over nothing is not a number.
         touched = self.touched()
         first, last = max(first, touched[0]), min(last, touched[1])
         for start in range(first, last, ROWS):
             stop = min(start + ROWS, last)
-            yield Block("masked", start, stop, *self.seen(start, stop))
+            yield BandBlock("masked", start, stop, *self.seen(start, stop))
 
 
 class Merger:

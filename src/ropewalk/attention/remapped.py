@@ -12,10 +12,10 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from ropewalk.attention.merged import Band, Merger, attend_band
-from ropewalk.attention.runs import Prefix, Run, runs, shared_prefix
+from ropewalk.attention.runs import Prefix, TokenRun, runs, shared_prefix
 from ropewalk.attention.scored import attend_scored
 from ropewalk.attention.visible import Visible, hiding
-from ropewalk.encodings.remap import Part, RemapModule
+from ropewalk.encodings.remap import RemapModule, RemapPart
 
 
 def attend_remapped(
@@ -82,7 +82,7 @@ def _attend_after(
     into = Merger(q, v.shape[-1])
     for first, last, position in prefix.queries:
         offset = position - prefix.position
-        run = Run((0, q.shape[0]), (first, last), (0, prefix.keys), offset, prefix.position, None)
+        run = TokenRun((0, q.shape[0]), (first, last), (0, prefix.keys), offset, prefix.position, None)
         _attend_run(into, module, q, k, v, run, scale, is_stored)
     if prefix.keys == k.shape[2]:
         return into.output()
@@ -110,7 +110,14 @@ def _content(module: RemapModule, k: Tensor, of_keys: Tensor) -> Tensor:
 
 
 def _attend_run(
-    into: Merger, module: RemapModule, q: Tensor, k: Tensor, v: Tensor, run: Run, scale: float, is_stored: bool
+    into: Merger,
+    module: RemapModule,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    run: TokenRun,
+    scale: float,
+    is_stored: bool,
 ) -> None:
     """Add the attention of one run's queries over its keys, all of them cut here, to `into`."""
     rows, (start, stop) = slice(*run.rows), run.queries
@@ -146,7 +153,7 @@ class _Call(NamedTuple):
     band: Band
 
 
-def _call(part: Part, run: Run) -> _Call | None:
+def _call(part: RemapPart, run: TokenRun) -> _Call | None:
     """A part as one band, cut by the run's window; None where no pair is left."""
     furthest = part.furthest
     if run.window is not None:

@@ -18,7 +18,7 @@ _ROWS = 256
 LEAST_PREFIX = 512
 
 
-class Run(NamedTuple):
+class TokenRun(NamedTuple):
     """Some rows of a batch in which the same queries see the same keys, in causal order and perhaps a window.
 
     rows: first row of the batch, last (excluded).
@@ -64,7 +64,7 @@ class _Shape(NamedTuple):
 _looked_through: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
 
 
-def runs(visible: Visible, of_queries: Tensor, of_keys: Tensor, rows: int) -> tuple[Run, ...] | None:
+def runs(visible: Visible, of_queries: Tensor, of_keys: Tensor, rows: int) -> tuple[TokenRun, ...] | None:
     """The batch as runs, one for each row, or one for all where rows agree; None where a mask is needed.
 
     Args:
@@ -83,7 +83,7 @@ def runs(visible: Visible, of_queries: Tensor, of_keys: Tensor, rows: int) -> tu
     # On an accelerator this waits for the device, a small price for a prefill without a mask.
     of_queries, of_keys = of_queries.cpu(), of_keys.cpu()
     batch = max(of_queries.shape[0], of_keys.shape[0], len(shapes))
-    found: list[Run] = []
+    found: list[TokenRun] = []
     for row in range(batch):
         shape = shapes[row if len(shapes) > 1 else 0]
         of_query, of_key = (p[row if len(p) > 1 else 0] for p in (of_queries, of_keys))
@@ -91,7 +91,7 @@ def runs(visible: Visible, of_queries: Tensor, of_keys: Tensor, rows: int) -> tu
         if position is None:
             return None
         queries, keys = (shape.query, visible.queries), (shape.begin, shape.end)
-        run = Run((row, row + 1), queries, keys, shape.own - shape.begin, position, shape.window)
+        run = TokenRun((row, row + 1), queries, keys, shape.own - shape.begin, position, shape.window)
         if found and found[-1][1:] == run[1:]:
             run = run._replace(rows=(found.pop().rows[0], row + 1))
         found.append(run)

@@ -8,7 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from ropewalk.encodings.remap import Part, Remap, RemapModule
+from ropewalk.encodings.remap import Remap, RemapModule, RemapPart
 from ropewalk.errors import ArgumentError
 from ropewalk.schedule import check_length
 
@@ -103,14 +103,14 @@ class DualChunkModule(RemapModule):
         chunks_back = (of_queries // size)[:, :, None] - (of_keys // size)[:, None, :]
         return chunks_back.clamp(0, 2).to(torch.int8)
 
-    def parts(self, queries: range, keys: range) -> list[Part]:
+    def parts(self, queries: range, keys: range) -> list[RemapPart]:
         size, found = self.encoding.chunk_size, []
         for chunk in range(queries.start // size, (queries.stop - 1) // size + 1):
             inside = max(chunk * size, queries.start), min((chunk + 1) * size, queries.stop)
             rows = inside[0] - queries.start, inside[1] - queries.start
             # Where this chunk and the one before begin, among the keys at hand.
             own, before = (min(max(start - keys.start, 0), len(keys)) for start in (chunk * size, (chunk - 1) * size))
-            found.append(Part(0, rows, (own, min(inside[1] - keys.start, len(keys))), 0, None))
-            found.append(Part(1, rows, (before, own), None, None))
-            found.append(Part(2, rows, (0, before), None, None))
+            found.append(RemapPart(0, rows, (own, min(inside[1] - keys.start, len(keys))), 0, None))
+            found.append(RemapPart(1, rows, (before, own), None, None))
+            found.append(RemapPart(2, rows, (0, before), None, None))
         return [part for part in found if part.keys[0] < part.keys[1]]

@@ -62,7 +62,7 @@ class Remap(Encoding):
         return self.rope
 
 
-class Part(NamedTuple):
+class RemapPart(NamedTuple):
     """Pairs of query and key that take one piece of a remap's scores, among queries and keys that count up by one.
 
     Those of queries first..last-1 and keys begin..end-1 (indices) whose distance, the query's position minus the
@@ -115,7 +115,7 @@ class RemapModule(ScoreModule):
         """The number of the piece that each pair takes, (B, N, M), for int64 positions (B, N) and (B, M)."""
         raise NotImplementedError
 
-    def parts(self, queries: range, keys: range) -> list[Part]:
+    def parts(self, queries: range, keys: range) -> list[RemapPart]:
         """The pieces of causal attention between queries and keys at consecutive positions, each pair once."""
         raise NotImplementedError
 
@@ -249,7 +249,7 @@ class WrappedRemapModule(RemapModule):
     def piece_of_pair(self, of_queries: Tensor, of_keys: Tensor) -> Tensor:
         return self.inner.piece_of_pair(of_queries, of_keys)
 
-    def parts(self, queries: range, keys: range) -> list[Part]:
+    def parts(self, queries: range, keys: range) -> list[RemapPart]:
         return self.inner.parts(queries, keys)
 
 
@@ -275,10 +275,10 @@ def _turned_on(x: Tensor, cos: Tensor, sin: Tensor, layout: str) -> Tensor:
     return out
 
 
-def near_and_far(window: int, queries: range, keys: range) -> list[Part]:
+def near_and_far(window: int, queries: range, keys: range) -> list[RemapPart]:
     """Two pieces: distances under the window, and from it on."""
     everything = (0, len(queries)), (0, len(keys))
-    return [Part(0, *everything, 0, window), Part(1, *everything, window, None)]
+    return [RemapPart(0, *everything, 0, window), RemapPart(1, *everything, window, None)]
 
 
 def _columns(taken: Tensor) -> tuple[int, int]:

@@ -8,7 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from ropewalk.encodings.remap import Part, Remap, RemapModule, near_and_far
+from ropewalk.encodings.remap import Remap, RemapModule, RemapPart, near_and_far
 from ropewalk.schedule import check_length
 
 
@@ -81,5 +81,5 @@ class SelfExtendModule(RemapModule):
     def piece_of_pair(self, of_queries: Tensor, of_keys: Tensor) -> Tensor:
         return (of_queries[:, :, None] - of_keys[:, None, :] >= self.encoding.window).to(torch.int8)
 
-    def parts(self, queries: range, keys: range) -> list[Part]:
+    def parts(self, queries: range, keys: range) -> list[RemapPart]:
         return near_and_far(self.encoding.window, queries, keys)

@@ -238,7 +238,8 @@ class Call:
         self, module: RemapModule, positions: tuple[Tensor, Tensor], is_stored: bool
     ) -> tuple[Tensor, Tensor | None]:
         """A remap of positions: torch's kernels for each piece; no weights are handed back."""
-        self._check_options("a remap of positions")
+        what = "a remap of positions"
+        self._check_options(what)
         queries, keys, mask = self._q.shape[2], self._k.shape[2], self._mask
         if self._name in FLASH:
             # Flash attention takes order and window as options; its mask says which tokens aren't padding.
@@ -248,7 +249,7 @@ class Call:
             # As it is: what is found of a mask is kept for the layers to come.
             visible = Visible(queries, keys, causal=False, mask=mask)
         else:
-            visible = self._visible("a remap of positions")
+            visible = self._visible(what)
         held = self._q, self._k, self._v, positions, visible, self.scale, self.dropout
         return _output(attend_remapped(module, *held, is_stored=is_stored))
 
