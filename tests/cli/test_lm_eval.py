@@ -89,3 +89,29 @@ def test_a_wrong_plan_is_one_line(folder: Path, capsys: pytest.CaptureFixture[st
 def test_help_is_the_harness_own(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["lm-eval", "run", "--help"]) == OK
     assert "--model_args" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("wrong", "near"),
+    [("plna=somewhere", "did you mean plan"), ("max_lenght=64", "did you mean max_length"), ("when_=long", "when")],
+)
+def test_an_unknown_model_argument_is_refused_with_the_near_one(
+    folder: Path, wrong: str, near: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["run", "--model", "ropewalk", "--model_args", f"pretrained={folder / 'model'},{wrong}"]
+    words += ["--tasks", "colours", "--include_path", str(folder / "tasks")]
+    assert main(["lm-eval", *words]) == USER_ERROR
+    assert near in capsys.readouterr().err
+
+
+def test_a_tokenizer_by_name_takes_the_place_of_the_model_s_own(folder: Path, tmp_path: Path) -> None:
+    from ropewalk.errors import ArgumentError
+    from ropewalk.evaluation.harness import PlannedLM
+
+    other = byte_tokenizer()
+    other.add_tokens(["<another>"])
+    other.save_pretrained(tmp_path)
+    assert "<another>" in PlannedLM(str(folder / "model"), tokenizer=str(tmp_path)).tokenizer.get_vocab()
+    assert "<another>" not in PlannedLM(str(folder / "model")).tokenizer.get_vocab()
+    with pytest.raises(ArgumentError, match="can't be loaded"):
+        PlannedLM(str(folder / "model"), tokenizer=str(tmp_path / "nowhere"))

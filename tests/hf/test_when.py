@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import copy
 import threading
+import warnings
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 from tests.hf import families
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM
 
 from ropewalk.encodings.nope import NoPE
 from ropewalk.encodings.pope import PoPE
@@ -269,3 +270,38 @@ def test_a_deep_copy_asks_its_own_rotary_module():
         assert torch.equal(twin(x).logits, untouched(x).logits)
     assert not torch.equal(twin.model.rotary_emb.inv_freq, before)
     assert torch.equal(model.model.rotary_emb.inv_freq, before)
+
+
+class TestACachedPrefix:
+    """A prefix within the training length is cached without the plan, and the text then grows past it."""
+
+    def prefix(self, model: Any, x: torch.Tensor, count: int = 20) -> DynamicCache:
+        cache = DynamicCache(config=model.config)
+        with torch.no_grad():
+            model(x[:, :count], past_key_values=cache)
+        return cache
+
+    def test_is_told_once_where_generate_goes_past_the_training_length(self, model: Any) -> None:
+        x = families.tokens(1, LIMIT)
+        with installed(model, RoPE(8, rule=NTK(4.0)), when="long"):
+            with pytest.warns(UserWarning, match=f"The plan stays off for these {LIMIT + 5} tokens.*when='always'"):
+                generate(model, x, max_new_tokens=5, past_key_values=self.prefix(model, x))
+            with warnings.catch_warnings():
+                warnings.simplefilter("error")
+                generate(model, x, max_new_tokens=5, past_key_values=self.prefix(model, x))
+
+    def test_is_told_where_bare_passes_go_past_it(self, model: Any) -> None:
+        x = families.tokens(1, LIMIT + 1)
+        with installed(model, RoPE(8, rule=NTK(4.0)), when="long"), torch.no_grad():
+            cache = self.prefix(model, x, LIMIT - 1)
+            with warnings.catch_warnings():
+                warnings.simplefilter("error")
+                model(x[:, LIMIT - 1 : LIMIT], past_key_values=cache)
+            with pytest.warns(UserWarning, match="The plan stays off"):
+                model(x[:, LIMIT:], past_key_values=cache)
+
+    def test_that_stays_within_the_training_length_says_nothing(self, model: Any) -> None:
+        x = families.tokens(1, LIMIT - 5)
+        with installed(model, RoPE(8, rule=NTK(4.0)), when="long"), warnings.catch_warnings():
+            warnings.simplefilter("error")
+            generate(model, x, max_new_tokens=5, past_key_values=self.prefix(model, x))

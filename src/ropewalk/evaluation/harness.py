@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 import torch
 from lm_eval.api.registry import model_registry, register_model
 from lm_eval.models.huggingface import HFLM
 
-from ropewalk.errors import ArgumentError
+from ropewalk.errors import ArgumentError, unknown_name
 from ropewalk.hf.fingerprint import describe
+from ropewalk.hf.hub import first_line
 from ropewalk.hf.loading import load_model
 from ropewalk.hf.plan import Plan
 
 NAME = "ropewalk"
 # Arguments of the harness's own Hugging Face model that say how weights are loaded, which is done here.
 _LOADING = ("parallelize", "tp_plan", "peft", "delta", "autogptq", "gptqmodel", "gguf_file", "subfolder")
+# What is given to the harness's model here, whatever the user says.
+_GIVEN = ("self", "kwargs", "backend")
 
 
 class PlannedLM(HFLM):  # type: ignore[misc, unused-ignore]
@@ -34,10 +38,13 @@ class PlannedLM(HFLM):  # type: ignore[misc, unused-ignore]
         trust_remote_code: whether the model may run code that it brings along.
         max_length: tokens of the longest prompt, answer included; the plan's target length when None, without a plan
             the model's own.
+        tokenizer: a folder or hub id in place of the model's own tokenizer, or a tokenizer; RULER's tasks need a name
+            that transformers can load, which `smollm2` and GGUF files don't have.
         rest: the other arguments of the harness's model, such as batch_size.
 
     Raises:
-        ArgumentError: as `load_model`, and for arguments that say how weights are loaded in other ways.
+        ArgumentError: as `load_model`, for an unknown argument, and for arguments that say how weights are loaded in
+            other ways.
     """
 
     def __init__(
@@ -50,8 +57,10 @@ class PlannedLM(HFLM):  # type: ignore[misc, unused-ignore]
         device: str | None = None,
         trust_remote_code: bool = False,
         max_length: int | None = None,
+        tokenizer: Any = None,
         **rest: Any,
     ):
+        _check_names(rest)
         for name in _LOADING:
             if rest.get(name):
                 raise ArgumentError(name, rest[name], f"the model {NAME} loads by itself; leave it out")
@@ -59,14 +68,16 @@ class PlannedLM(HFLM):  # type: ignore[misc, unused-ignore]
             raise ArgumentError("when", when, "says when a plan applies; give plan too")
         # The harness says "cuda:0" where nobody said anything, also on machines without one.
         place = None if device is not None and device.startswith("cuda") and not torch.cuda.is_available() else device
-        model, tokenizer = load_model(pretrained, dtype, trust_remote_code, revision, place)
+        model, own_tokenizer = load_model(pretrained, dtype, trust_remote_code, revision, place)
+        if isinstance(tokenizer, str):
+            tokenizer = _named_tokenizer(tokenizer, trust_remote_code)
         self._plan = None if plan is None else Plan.from_pretrained(plan)
         self._when = None
         if self._plan is not None:
             self._plan.install(model, when)
             self._when = when or self._plan.when
             max_length = max_length or self._plan.target_length
-        super().__init__(model, tokenizer=tokenizer, backend="causal", max_length=max_length, **rest)
+        super().__init__(model, tokenizer=tokenizer or own_tokenizer, backend="causal", max_length=max_length, **rest)
 
     def get_model_info(self) -> dict[str, Any]:
         """What the harness writes beside its results: the model's fingerprint, and the plan."""
@@ -85,6 +96,26 @@ class PlannedLM(HFLM):  # type: ignore[misc, unused-ignore]
                 "ropewalk_version": self._plan.ropewalk_version,
             }
         return found
+
+
+def _check_names(arguments: dict[str, Any]) -> None:
+    """Refuse arguments that the harness's model would take without a word and do nothing with."""
+    known = {*inspect.signature(HFLM.__init__).parameters, *inspect.signature(PlannedLM.__init__).parameters}
+    known -= {*_GIVEN, *_LOADING, "rest"}
+    for name in arguments:
+        if name not in known and name not in _LOADING:
+            raise unknown_name("model_args", name, known)
+
+
+def _named_tokenizer(name: str, trusted: bool) -> Any:
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(name, trust_remote_code=trusted)
+    except (OSError, ValueError) as error:
+        raise ArgumentError(
+            "tokenizer", name, f"can't be loaded ({first_line(error)}); give a folder or hub id"
+        ) from error
 
 
 def register() -> None:

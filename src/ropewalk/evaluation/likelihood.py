@@ -9,12 +9,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ropewalk.evaluation.calibration import begun
 from ropewalk.evaluation.candidates import Candidate
 from ropewalk.evaluation.forkable import forkable_cache
 from ropewalk.evaluation.score import mean_interval
 from ropewalk.evaluation.store import Store
 from ropewalk.evaluation.worst import bounded
 from ropewalk.hf import installed
+from ropewalk.hf.one_schedule import one_schedule
 from ropewalk.tasks.haystack import Text, draw_windows
 
 CHUNK_TOKENS = 1024
@@ -25,7 +27,8 @@ SHORT_TOKENS, SHORT_WINDOWS = 512, 8
 def token_nll(model: nn.Module, ids: Sequence[int], newest: int | None = None) -> Tensor:
     """Negative log-likelihood of each token but the first, in nats: shape (N - 1,), float32, on the CPU.
 
-    The text is fed in chunks with a cache, so that the logits of a long text are never there all at once. With
+    The text is fed in chunks with a cache, so that the logits of a long text are never there all at once; a rotation
+    that depends on the length of a pass is that of the whole text in each of them. With
     `newest`, only that many tokens at the end are judged, (newest,); the others' logits aren't made.
     """
     device = next(model.parameters()).device
@@ -35,14 +38,15 @@ def token_nll(model: nn.Module, ids: Sequence[int], newest: int | None = None) -
     last = len(ids) - 1  # the last token is predicted, never read
     first = 0 if newest is None else last - newest
     losses = []
-    for start in range(0, last, CHUNK_TOKENS):
-        end = min(start + CHUNK_TOKENS, last)
-        judged = min(end - start, end - first)
-        keep = {} if judged == end - start else {"logits_to_keep": max(judged, 1)}
-        output = model(input_ids=tokens[:, start:end], past_key_values=cache, use_cache=True, **keep)
-        if judged > 0:
-            logits, targets = output.logits[0, -judged:].float(), tokens[0, end + 1 - judged : end + 1]
-            losses.append(nn.functional.cross_entropy(logits, targets, reduction="none").cpu())
+    with one_schedule(model, len(ids)):
+        for start in range(0, last, CHUNK_TOKENS):
+            end = min(start + CHUNK_TOKENS, last)
+            judged = min(end - start, end - first)
+            keep = {} if judged == end - start else {"logits_to_keep": max(judged, 1)}
+            output = model(input_ids=tokens[:, start:end], past_key_values=cache, use_cache=True, **keep)
+            if judged > 0:
+                logits, targets = output.logits[0, -judged:].float(), tokens[0, end + 1 - judged : end + 1]
+                losses.append(nn.functional.cross_entropy(logits, targets, reduction="none").cpu())
     return torch.cat(losses)
 
 
@@ -73,7 +77,7 @@ def short_cost(
     for arm in arms:
         found[arm.name] = {}
         for length, windows in sorted(short_lengths(original_length).items()):
-            key = f"likelihood/{length}/{arm.name}"
+            key = f"likelihood/{length}/{arm.name}{begun(tokenizer)}"
             if key not in known:
                 on_start("short inputs", arm.name, f"{length} tokens")
                 known[key] = _likelihood(model, tokenizer, text, arm, length, windows, key)

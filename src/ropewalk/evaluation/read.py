@@ -13,6 +13,7 @@ from ropewalk.evaluation.forkable import cache_after, fork
 from ropewalk.evaluation.packed import ask_packed, can_pack, greedy_start
 from ropewalk.evaluation.score import Answer
 from ropewalk.evaluation.worst import bounded
+from ropewalk.hf.one_schedule import one_schedule
 from ropewalk.tasks.prompts import Prompt, Question
 
 if TYPE_CHECKING:
@@ -27,9 +28,10 @@ class Reader:
     tokenizer: PreTrainedTokenizerBase
 
     def answers(self, prompt: Prompt, setting: str) -> list[Answer]:
-        """Read the prompt's haystack, then answer each of its questions."""
-        cache = self.read(prompt.haystack_ids)
-        return self.questions(prompt, setting, cache)
+        """Read the prompt's haystack, then answer each of its questions, all under one frequency schedule."""
+        longest = max(len(question.ids) + len(question.answer_ids) for question in prompt.questions)
+        with one_schedule(self.model, len(prompt.haystack_ids) + longest):
+            return self.questions(prompt, setting, self.read(prompt.haystack_ids))
 
     def read(self, ids: tuple[int, ...]) -> DynamicCache:
         """The cache after one pass over `ids`."""

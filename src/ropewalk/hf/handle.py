@@ -25,6 +25,7 @@ _HANDLE = "_ropewalk_handle"
 # By what this tells of the config's sizes, `generate` makes a static cache before a prefill in chunks. Without it the
 # cache is made by the first keys that come, of which an encoding may hand over more, or wider ones.
 _STATIC_SHAPE = "_get_static_cache_init_shape"
+_BATCHING = "init_continuous_batching"  # what all of transformers' ways to continuous batching call
 CONFIG = "position_encoding"  # the entry of a saved model's config that says which encoding it has
 OPTIONS = "installed"  # inside that entry: how it was installed
 
@@ -93,6 +94,12 @@ class Handle:
             if isinstance(part, PreTrainedModel) and not changed.isdisjoint(part.modules()):
                 self.add(part, "save_pretrained", _Saving(part, entry))
 
+    def refuse_continuous_batching(self, reason: str) -> None:
+        """Let `generate_batch` and the paged cache be refused by name, before the first token."""
+        for part in self._model.modules():
+            if hasattr(type(part), _BATCHING):
+                self.add(part, _BATCHING, _NoContinuousBatching(reason))
+
     def __enter__(self) -> Handle:
         return self
 
@@ -156,6 +163,20 @@ def put(
 
 def _unknown_shape() -> None:
     return None
+
+
+class _NoContinuousBatching:
+    """Stands for `init_continuous_batching` of a model whose encoding can't be served so; calling it says why.
+
+    Otherwise requests would fail in transformers' background thread, or be read under the wrong frequencies.
+    """
+
+    def __init__(self, reason: str):
+        self._reason = reason
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Raise UnsupportedModelError."""
+        raise UnsupportedModelError(f"continuous batching (generate_batch, the paged cache): {self._reason}")
 
 
 def learning(

@@ -64,6 +64,17 @@ class Parts:
         self._cache = cache
         self._tables: dict[Any, KeyTables] = {}
 
+    @property
+    def own_keys(self) -> bool:
+        """Whether some layer's heads read keys of their own."""
+        return any(self._has_own_keys(index) for index in self._made)
+
+    def _has_own_keys(self, index: int) -> bool:
+        module, shape = self._made[index], self._shapes.get(index)
+        if shape is None or not isinstance(module, RotaryModule):
+            return False
+        return bool(module.own_keys(shape.num_heads, shape.num_kv_heads))
+
     def of(self, layer: RotaryLayer) -> Mapping[str, Any]:
         """{global name: what it means in this layer}."""
         from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
@@ -79,7 +90,7 @@ class Parts:
             return {APPLY: LayerEncoder(NoPEModule(), plain)}
         assert isinstance(module, RotaryModule)
         changed: dict[str, Any] = {APPLY: LayerEncoder(module, plain)}
-        if shape is not None and module.own_keys(shape.num_heads, shape.num_kv_heads):
+        if self._has_own_keys(layer.index):
             changed[ATTENTION] = OwnKeyAttention(ALL_ATTENTION_FUNCTIONS, module)
         return changed
 

@@ -67,6 +67,8 @@ def install(
     # A layer that never rotates never asks its module, so what that could learn would get no gradient.
     used = {i: module for i, module in made.items() if i in shapes or isinstance(module, AbsoluteModule)}
     handle = put(model, layers, parts.of, switch, encoding, used)
+    if reason := _no_continuous_batching(encoding, when, carried, parts.own_keys):
+        handle.refuse_continuous_batching(reason)
     options: dict[str, Any] = {} if when == "always" else {"when": when, "original_length": original_length}
     handle.tell_config(options if cache is None else {**options, "cache": cache})
     return handle
@@ -98,6 +100,18 @@ def check_install(model: nn.Module, encoding: Encoding) -> None:
     """Refuse what `install` refuses, and leave the model as it is; it must be free of encodings."""
     with installed(model, encoding):
         pass
+
+
+def _no_continuous_batching(encoding: Encoding, when: str, carried: frozenset[int], own_keys: bool) -> str:
+    """Why an installed encoding can't be served by continuous batching; empty where it can."""
+    if when == "long":
+        return "one pass reads many requests, so when='long' can't decide for each; install with when='always'"
+    if carried:
+        return f"{encoding.kind} needs its keys with their positions, which a paged cache can't hold; use generate"
+    if own_keys:
+        remedy = "use generate, or scope='kv_group'"
+        return f"{encoding.kind} gives some heads keys of their own, which a paged cache has no room for; {remedy}"
+    return ""
 
 
 def _always_has(model: nn.Module, encoding: Encoding, cache: str | None) -> bool:

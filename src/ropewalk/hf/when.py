@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -36,7 +37,8 @@ class Switch:
     `always`: it does. `long`: it does when the whole generation, prompt and new tokens, is longer than
     `original_length`. `model.generate` knows that length beforehand; a `generate` inside another, as when a model
     drafts for itself, follows the outer one. A bare forward pass counts its own tokens and those in its cache. The
-    answer is kept on the cache, so all later passes with that cache follow it.
+    answer is kept on the cache, so all later passes with that cache follow it: where a short prefix was cached without
+    the plan and the text then grows past the training length, the plan stays off, and a warning says so once.
 
     Args:
         model: what the encoding is installed in.
@@ -63,6 +65,7 @@ class Switch:
         self._rotations = [(layer.rotary, layer.rotary.forward) for layer in layers]
         self._hooks: list[Any] = []
         self._here = _Here()
+        self._has_warned = False
 
     @property
     def is_active(self) -> bool:
@@ -97,6 +100,8 @@ class Switch:
         answer = _answer(kwargs.get("past_key_values"), outer)
         if answer is None:
             answer = _generation_length(model, args, kwargs) > self._original_length
+        elif outer is None and not answer:
+            self._check_prefix(_generation_length(model, args, kwargs))
         self._here.generation = answer
         try:
             yield
@@ -107,13 +112,30 @@ class Switch:
         cache = kwargs.get("past_key_values")
         answer = _answer(cache, self._here.generation)
         if answer is None:
-            given = kwargs.get("input_ids", args[0] if args else None)
-            given = kwargs.get("inputs_embeds") if given is None else given
             past = int(cache.get_seq_length()) if cache is not None else 0
-            answer = past + (given.shape[1] if isinstance(given, Tensor) else 0) > self._original_length
+            answer = past + _new_tokens(args, kwargs) > self._original_length
+        elif cache is not None and self._here.generation is None and not answer and not self._has_warned:
+            self._check_prefix(int(cache.get_seq_length()) + _new_tokens(args, kwargs))
         self._here.is_active = answer
         if cache is not None:
             setattr(cache, _MARK, answer)
+
+    def _check_prefix(self, length: int) -> None:
+        """Warn, once, that the plan stays off because the cache was begun by a pass within the training length.
+
+        The cached keys were rotated by the model's own frequencies. Queries under the plan's would not fit them, so
+        the cache's decision holds; the user learns of it.
+        """
+        if length <= self._original_length or self._has_warned:
+            return
+        self._has_warned = True
+        warnings.warn(
+            f"The plan stays off for these {length:,} tokens, although they are more than the training length of "
+            f"{self._original_length:,}: their cache was begun by a pass within it, without the plan, and cached keys "
+            "can't be rotated again. Install the plan with when='always', or read the whole prompt in one generate "
+            "call without past_key_values.",
+            stacklevel=4,
+        )
 
     def _after(self, decoder: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Any) -> None:
         parts = output if isinstance(output, tuple) else (getattr(output, "past_key_values", None),)
@@ -158,6 +180,13 @@ def _generator(model: nn.Module, decoder: nn.Module) -> nn.Module | None:
     """The innermost module around the decoder with a `generate`: those of PEFT and torch.compile call that one."""
     around = [part for part in model.modules() if any(inner is decoder for inner in part.modules())]
     return next((part for part in reversed(around) if hasattr(type(part), "generate")), None)
+
+
+def _new_tokens(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> int:
+    """How many tokens, or vectors in their place, a pass of the decoder is given."""
+    given = kwargs.get("input_ids", args[0] if args else None)
+    given = kwargs.get("inputs_embeds") if given is None else given
+    return given.shape[1] if isinstance(given, Tensor) else 0
 
 
 def _answer(cache: Any, generation: bool | None) -> bool | None:

@@ -234,10 +234,26 @@ def _dataset_parts(source: str, argument: str) -> tuple[str, str | None, str | N
     return name, revision or None, config or None, split or "train", column
 
 
+def draw_begun_window(text: Text, tokenizer: Any, count: int, fraction: float) -> list[int]:
+    """Exactly `count` tokens as a model reads a text: the start token where the tokenizer puts one, then a window.
+
+    Args:
+        text: where the window is cut from.
+        tokenizer: makes the tokens, and says whether a text begins with a start token (`start_of`).
+        count: tokens in all, the start token among them.
+        fraction: where in the text the window begins, 0 to 1.
+
+    Raises:
+        ArgumentError: the text has too few tokens.
+    """
+    start = start_of(tokenizer)
+    return start + draw_window(text, tokenizer, count - len(start), fraction)
+
+
 def draw_windows(text: Text, tokenizer: Any, length: int, count: int) -> list[list[int]]:
     """`count` windows of exactly `length` tokens from places spread over a text, the same for every model that shares
-    the tokenizer. Raises ArgumentError for a text that is too short.
+    the tokenizer; each begins as `draw_begun_window` says. Raises ArgumentError for a text that is too short.
     """
     if count < 1:
         raise ArgumentError("windows", count, "give at least one")
-    return [draw_window(text, tokenizer, length, (0.1 + i * 0.618034) % 1.0) for i in range(count)]
+    return [draw_begun_window(text, tokenizer, length, (0.1 + i * 0.618034) % 1.0) for i in range(count)]
