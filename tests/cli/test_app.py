@@ -147,3 +147,9 @@ def test_a_reader_that_goes_away_leaves_no_traceback(tmp_path: Path) -> None:
     command = f'{sys.executable} -c "{code}" | true'
     done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=60)
     assert done.stderr == ""
+
+
+def test_the_package_runs_as_a_module() -> None:
+    done = subprocess.run([sys.executable, "-m", "ropewalk", "--version"], capture_output=True, text=True, timeout=60)
+    assert done.returncode == cli.OK
+    assert "ropewalk" in done.stdout

@@ -1,13 +1,16 @@
-"""Where the positions of models end."""
+"""Where the positions of models end, and which tokens they know."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import pytest
+import torch
 from tests.evaluation.tiny_models import tiny
 from transformers import GPT2Config, GPT2LMHeadModel, OPTConfig, OPTForCausalLM
 
+from ropewalk.analysis.inspect import inspect
+from ropewalk.analysis.measure import measure
 from ropewalk.encodings.absolute import Learned
 from ropewalk.encodings.alibi import ALiBi
 from ropewalk.encodings.base import Encoding
@@ -15,8 +18,11 @@ from ropewalk.encodings.dual_chunk import DualChunk
 from ropewalk.encodings.rope import RoPE
 from ropewalk.encodings.xpos import XPos
 from ropewalk.errors import ArgumentError
+from ropewalk.evaluation.likelihood import token_nll
+from ropewalk.evaluation.read import Reader
+from ropewalk.evaluation.shared import SharedReading
 from ropewalk.hf import installed
-from ropewalk.hf.reach import check_reach, reach
+from ropewalk.hf.reach import check_reach, check_vocabulary, reach
 
 
 def test_a_models_own_table_ends() -> None:
@@ -60,3 +66,33 @@ def test_lengths_past_the_end_are_refused(longest: Any) -> None:
             check_reach("m", longest, "furthest", 3, 96)
     else:
         check_reach("m", longest, "furthest", 3, 96)
+
+
+class TestTokensThatAModelDoesNotKnow:
+    """A tokenizer larger than the vocabulary is refused in one line wherever a text is read."""
+
+    @pytest.fixture
+    def model(self) -> Any:
+        return tiny("Llama")
+
+    def refused(self) -> Any:
+        return pytest.raises(ArgumentError, match=r"tokenizer=.*has vectors for 0 to .*trained with")
+
+    def test_the_last_known_one_is_taken(self, model: Any) -> None:
+        known = model.get_input_embeddings().num_embeddings
+        check_vocabulary(model, [0, known - 1])
+        with self.refused():
+            check_vocabulary(model, [0, known])
+
+    def test_by_the_reader_the_likelihood_and_the_analysis(self, model: Any) -> None:
+        ids = [1, 2, model.get_input_embeddings().num_embeddings]
+        with self.refused():
+            Reader(model, None).read(tuple(ids))  # type: ignore[arg-type]
+        with self.refused():
+            SharedReading(model, ids, [])
+        with self.refused():
+            token_nll(model, ids)
+        with self.refused():
+            measure(model, torch.tensor([ids]))
+        with self.refused():
+            inspect(model, torch.tensor([ids]))

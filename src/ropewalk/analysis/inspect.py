@@ -24,6 +24,7 @@ from ropewalk.errors import ArgumentError, UnsupportedModelError
 from ropewalk.hf.fingerprint import describe
 from ropewalk.hf.handle import handle_of
 from ropewalk.hf.plan import Plan
+from ropewalk.hf.reach import check_vocabulary
 
 # Tokens whose vectors are compared with eigenvectors, and how many of those.
 SAMPLED_TOKENS, EIGENVECTORS = 256, 8
@@ -60,6 +61,7 @@ def inspect(
             heard, or layers whose heads differ or that don't all have bands.
     """
     ids = _checked_ids(input_ids)
+    check_vocabulary(model, ids[0].tolist())
     sinks.check_first_tokens(first_tokens)
     counted = sinks.counted_queries(ids.shape[1], queries)
     _check_needle(needle, plan, ids.shape[1])

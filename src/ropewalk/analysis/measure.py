@@ -18,6 +18,7 @@ from ropewalk.encodings.remap import Remap, RemapModule, Turn, WrappedRemapModul
 from ropewalk.encodings.rope import RoPE, RoPEModule
 from ropewalk.errors import ArgumentError, UnsupportedModelError, unknown_name
 from ropewalk.hf import installed
+from ropewalk.hf.reach import check_vocabulary
 
 CHUNK_TOKENS = 1024
 
@@ -55,6 +56,7 @@ def measure(
     if input_ids.dim() != 2 or input_ids.shape[1] < 1:
         raise ArgumentError("input_ids.shape", tuple(input_ids.shape), "give tokens of shape (batch, tokens)")
     layers = rotary_layers(model)
+    check_vocabulary(model, input_ids.flatten().tolist())
     own = {layer.index: layer.rope for layer in layers}
     rope = rope or RoPE.from_model(model)
     for layer in layers:

@@ -17,6 +17,7 @@ from ropewalk.evaluation.store import Store
 from ropewalk.evaluation.worst import bounded
 from ropewalk.hf import installed
 from ropewalk.hf.one_schedule import one_schedule
+from ropewalk.hf.reach import check_vocabulary
 from ropewalk.tasks.haystack import Text, draw_windows
 
 CHUNK_TOKENS = 1024
@@ -31,6 +32,7 @@ def token_nll(model: nn.Module, ids: Sequence[int], newest: int | None = None) -
     that depends on the length of a pass is that of the whole text in each of them. With
     `newest`, only that many tokens at the end are judged, (newest,); the others' logits aren't made.
     """
+    check_vocabulary(model, ids)
     device = next(model.parameters()).device
     tokens = torch.tensor([list(ids)], device=device)
     config: Any = model.config

@@ -14,6 +14,7 @@ from ropewalk.evaluation.packed import ask_packed, can_pack, greedy_start
 from ropewalk.evaluation.score import Answer
 from ropewalk.evaluation.worst import bounded
 from ropewalk.hf.one_schedule import one_schedule
+from ropewalk.hf.reach import check_vocabulary
 from ropewalk.tasks.prompts import Prompt, Question
 
 if TYPE_CHECKING:
@@ -35,10 +36,12 @@ class Reader:
 
     def read(self, ids: tuple[int, ...]) -> DynamicCache:
         """The cache after one pass over `ids`."""
+        check_vocabulary(self.model, ids)
         return cache_after(self.model, self._tensor(ids))
 
     def questions(self, prompt: Prompt, setting: str, cache: DynamicCache) -> list[Answer]:
         """An answer to each question, each continuing from the same cache."""
+        check_vocabulary(self.model, (i for q in prompt.questions for i in (*q.ids, *q.answer_ids)))
         if can_pack(self.model, cache):
             ids, answers = [q.ids for q in prompt.questions], [q.answer_ids for q in prompt.questions]
             asked = ask_packed(self.model, cache, ids, answers)

@@ -14,6 +14,7 @@ from ropewalk.encodings.base import Encoding
 from ropewalk.encodings.model_rotation import decoder_blocks, model_config, rotary_layers
 from ropewalk.evaluation.forkable import forkable_cache
 from ropewalk.evaluation.layer_tree import bounded, depth_first, later_starts, layer_path
+from ropewalk.hf.reach import check_vocabulary
 
 # Room for the inputs of layers at which later readings start.
 KEPT_BYTES = 1 << 30
@@ -46,6 +47,7 @@ class SharedReading:
     def __init__(
         self, model: nn.Module, ids: Sequence[int], encodings: Sequence[Encoding], kept_bytes: int = KEPT_BYTES
     ):
+        check_vocabulary(model, ids)
         self.model = model
         parameter = next(model.parameters())
         self._ids = torch.tensor([list(ids)], device=parameter.device)

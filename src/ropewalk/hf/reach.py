@@ -1,7 +1,8 @@
-"""Where a model's positions end: a table of them, or what its encoding can count to."""
+"""What a model can read: where its positions end, and which tokens it has a vector for."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 from torch import nn
@@ -43,3 +44,17 @@ def check_reach(name: str, longest: int | None, argument: str, value: Any, lengt
     if longest is not None and length > longest:
         has = f"{name} has positions for {longest:,} tokens, {length:,} are wanted"
         raise ArgumentError(argument, value, f"{has}; ask for less, or take a model that reaches further")
+
+
+def check_vocabulary(model: Any, ids: Iterable[int]) -> None:
+    """Refuse tokens that the model has no vector for, which a tokenizer of another model can make.
+
+    Raises:
+        ArgumentError: a token id at or above the number of the model's token vectors.
+    """
+    get = getattr(model, "get_input_embeddings", None)
+    known: int | None = getattr(get(), "num_embeddings", None) if get else None  # other modules don't tell
+    highest = max(ids, default=0)
+    if known is not None and highest >= known:
+        has = f"makes the token {highest:,}, but the model has vectors for 0 to {known - 1:,}"
+        raise ArgumentError("tokenizer", highest, f"{has}; give the model the tokenizer it was trained with")
