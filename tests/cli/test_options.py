@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import io
+import os
 import re
 import time
 from pathlib import Path
@@ -79,3 +80,12 @@ def test_a_terminal_shows_the_time_left_and_what_is_measured(budget: float, spen
     text = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", file.getvalue())
     assert re.search(shown, text)
     assert f"rules: {NAME}" in text and "1 of 1 right" in text
+
+
+def test_a_link_that_stands_in_the_folder_is_not_followed(tmp_path: Path) -> None:
+    out, target = tmp_path / "out", tmp_path / "mine"
+    out.mkdir()
+    target.write_text("kept")
+    (out / f".write-{os.getpid()}").symlink_to(target)  # the name that was used once, for anybody to guess
+    prepared_folder(out)
+    assert target.read_text() == "kept"

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import os
 import re
 import shlex
+import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -56,9 +56,8 @@ def prepared_folder(path: Path) -> Path:
     """The folder, made if it isn't there; refused before any work when it can't be written."""
     try:
         path.mkdir(parents=True, exist_ok=True)
-        probe = path / f".write-{os.getpid()}"
-        probe.write_bytes(b"ropewalk")
-        probe.unlink()
+        with tempfile.TemporaryFile(dir=path) as probe:  # a name of its own would follow a link that stands there
+            probe.write(b"ropewalk")
     except OSError as error:
         reason = error.strerror or type(error).__name__
         raise ArgumentError("out", str(path), f"can't write there ({reason}); choose another folder") from error
