@@ -9,6 +9,7 @@ import os
 import shutil
 import sys
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -52,8 +53,15 @@ def folder(tiny_llama: LlamaForCausalLM, tmp_path: Path) -> Path:
 
 @pytest.fixture
 def gguf_file(tmp_path: Path) -> Path:
-    """A Llama of one layer with a tokenizer of bytes and one word, in float16: 40 kB, in float32 64 kB."""
-    writer = gguf.GGUFWriter(str(tmp_path / "tiny.gguf"), "llama")
+    return write_gguf(tmp_path / "tiny.gguf")
+
+
+def write_gguf(path: Path, add: Callable[[Any], None] = lambda _: None) -> Path:
+    """A Llama of one layer with a tokenizer of bytes and one word, in float16: 40 kB, in float32 64 kB.
+
+    `add` may put further fields and tensors into it.
+    """
+    writer = gguf.GGUFWriter(str(path), "llama")
     writer.add_name("tiny")
     writer.add_block_count(1)
     writer.add_context_length(64)
@@ -80,11 +88,12 @@ def gguf_file(tmp_path: Path) -> Path:
         writer.add_tensor(
             f"{name}.weight", random.standard_normal(shape).astype(np.float16 if len(shape) > 1 else np.float32)
         )
+    add(writer)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
-    return tmp_path / "tiny.gguf"
+    return path
 
 
 @pytest.fixture

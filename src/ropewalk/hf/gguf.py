@@ -25,6 +25,8 @@ from ropewalk.hf.hub import first_line
 # Larger models aren't kept: unpacked to float32, they take eight times the room of their file.
 LARGEST_KEPT = 4 * 2**30
 MANIFEST = "ropewalk-cache.json"
+# Raised whenever files are read otherwise than before: copies of before are then made again.
+_VERSION = 2
 _MAGIC = b"GGUF"
 
 
@@ -36,7 +38,8 @@ def load_gguf(file: Path) -> tuple[Any, Any]:
     where none can be kept, the file is unpacked each time. Any copy may be deleted.
 
     Raises:
-        ArgumentError: the package gguf isn't installed.
+        ArgumentError: the package gguf isn't installed, one part of a split model, or a rotation that transformers
+            can't have exactly (`gguf_metadata.rope_parameters`).
         DamagedFileError: not a GGUF file, or one that can't be read.
     """
     with file.open("rb") as opened:
@@ -70,13 +73,15 @@ def _place(file: Path) -> Path | None:
     root = cache_folder()
     if root is None or file.stat().st_size > LARGEST_KEPT:
         return None
-    key = hashlib.sha256(f"{_sha256(file)} {transformers.__version__}".encode()).hexdigest()[:16]
+    key = hashlib.sha256(f"{_sha256(file)} {transformers.__version__} {_VERSION}".encode()).hexdigest()[:16]
     return root / "gguf" / f"{file.stem}-{key}"
 
 
 def _unpack(file: Path) -> tuple[Any, Any]:
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
     from transformers.utils import quantization_config
+
+    from ropewalk.hf.gguf_metadata import rope_parameters, with_rotation
 
     options: dict[str, Any] = {}
     # Newer versions would keep the weights packed and swap in attention kernels of their own for it.
@@ -84,10 +89,15 @@ def _unpack(file: Path) -> tuple[Any, Any]:
         options["quantization_config"] = quantization_config.GgufConfig(dequantize=True)
     place = {"pretrained_model_name_or_path": str(file.parent), "gguf_file": file.name}
     try:
+        rotation = rope_parameters(file)
+        if rotation is not None:
+            options["config"] = with_rotation(AutoConfig.from_pretrained(**place), rotation)
         tokenizer = AutoTokenizer.from_pretrained(**place)
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             **place, dtype=torch.float32, output_loading_info=True, **options
         )
+    except ArgumentError:
+        raise
     except ImportError as error:
         raise ArgumentError("model", str(file), f"can't be read here: {first_line(error)}") from error
     except Exception as error:  # the reader meets damaged bytes with whatever they lead to

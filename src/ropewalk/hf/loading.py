@@ -55,7 +55,7 @@ def load_model(
     with quiet():
         if file is not None:
             model, tokenizer = load_gguf(file)
-            model = model if wanted == "auto" else model.to(wanted)
+            model = model if wanted == "auto" else _in_dtype(model, wanted)
         else:
             source = _checked_source(str(name), revision)
             tokenizer = _load_tokenizer(source, trust_remote_code, revision)
@@ -124,6 +124,24 @@ def _device(device: str | torch.device | None) -> torch.device:
         return torch.device(device)
     except (RuntimeError, TypeError) as error:
         raise ArgumentError("device", device, "give a torch device, such as cpu or cuda:0") from error
+
+
+def _in_dtype(model: Any, dtype: torch.dtype | str) -> Any:
+    """The model with its weights in another dtype; what is computed, not stored, stays exact.
+
+    A model rotates by frequencies in such buffers. Rounded to bfloat16, each would be off by up to 0.2 %, which is 32
+    tokens at a distance of 16,384.
+    """
+    exact = [
+        (module, name, buffer)
+        for module in model.modules()
+        for name, buffer in module.named_buffers(recurse=False)
+        if name in module._non_persistent_buffers_set
+    ]
+    model = model.to(dtype)
+    for module, name, buffer in exact:
+        module._buffers[name] = buffer
+    return model
 
 
 def _dtype(dtype: str | torch.dtype, device: torch.device) -> torch.dtype | str:
