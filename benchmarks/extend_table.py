@@ -50,7 +50,9 @@ def _condition(path: Path, settings: dict[str, Any], records: list[dict[str, Any
         picture = path.with_suffix(".png")
         drawn = _drawn(final)
         draw_by_depth({name: final[name] for name in drawn}, title, picture)
-        rest = "" if len(drawn) == len(final) else " Those with the least likely answers aren't drawn."
+        fewer = min(map(len, final.values())) < min(len(final[name]) for name in drawn)
+        which = "the least likely answers, or fewer prompts," if fewer else "the least likely answers"
+        rest = "" if len(drawn) == len(final) else f" Those with {which} aren't drawn."
         lines += [
             "",
             f"![{title}, by depth]({picture.relative_to(out.parent)})",
@@ -73,7 +75,8 @@ def _drawn(final: Answers) -> list[str]:
     rules = sorted((n for n in final if n != "plain" and "DoPE" not in n), key=lambda n: _mean(final[n]))
     judged_first = next(name for name in final if name in rules)
     order = ["plain", judged_first, *(n for n in final if "DoPE" in n), *(n for n in rules if n != judged_first)]
-    return [name for name in order if name in final][: len(COLOURS)]
+    # A line over fewer prompts beside the others would look like a difference.
+    return [n for n in order if n in final and len(final[n]) >= len(final[judged_first])][: len(COLOURS)]
 
 
 def _table(by_name: Answers, is_judgement: bool) -> list[str]:
