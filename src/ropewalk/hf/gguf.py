@@ -26,7 +26,7 @@ from ropewalk.hf.hub import first_line
 LARGEST_KEPT = 4 * 2**30
 MANIFEST = "ropewalk-cache.json"
 # Raised whenever files are read otherwise than before: copies of before are then made again.
-_VERSION = 2
+_VERSION = 3
 _MAGIC = b"GGUF"
 
 
@@ -39,7 +39,7 @@ def load_gguf(file: Path) -> tuple[Any, Any]:
 
     Raises:
         ArgumentError: the package gguf isn't installed, one part of a split model, or a rotation that transformers
-            can't have exactly (`gguf_metadata.rope_parameters`).
+            can't have exactly (`gguf_metadata.Rotation`).
         DamagedFileError: not a GGUF file, or one that can't be read.
     """
     with file.open("rb") as opened:
@@ -81,7 +81,7 @@ def _unpack(file: Path) -> tuple[Any, Any]:
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
     from transformers.utils import quantization_config
 
-    from ropewalk.hf.gguf_metadata import rope_parameters, with_rotation
+    from ropewalk.hf.gguf_metadata import read_rotation
 
     options: dict[str, Any] = {}
     # Newer versions would keep the weights packed and swap in attention kernels of their own for it.
@@ -89,9 +89,10 @@ def _unpack(file: Path) -> tuple[Any, Any]:
         options["quantization_config"] = quantization_config.GgufConfig(dequantize=True)
     place = {"pretrained_model_name_or_path": str(file.parent), "gguf_file": file.name}
     try:
-        rotation = rope_parameters(file)
-        if rotation is not None:
-            options["config"] = with_rotation(AutoConfig.from_pretrained(**place), rotation)
+        rotation = read_rotation(file)
+        config = AutoConfig.from_pretrained(**place)
+        if rotation.into(config):
+            options["config"] = config
         tokenizer = AutoTokenizer.from_pretrained(**place)
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             **place, dtype=torch.float32, output_loading_info=True, **options
