@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from ropewalk.encodings.dual_chunk import DualChunk
+from ropewalk.encodings.rerope import ReRoPE
+from ropewalk.encodings.self_extend import SelfExtend
 from ropewalk.evaluation.candidates import Candidate, is_remap
 from ropewalk.evaluation.provenance import made_with
 from ropewalk.evaluation.score import (
@@ -42,6 +46,18 @@ SHORT_COST = (
     'Mean nats per token of held-out text (lower is better); the plan can be installed with `when="long"`, which keeps '
     "short inputs plain."
 )
+FEW_PROMPTS = 5  # with fewer, the intervals are wide
+_RULES = {
+    "linear": "linear interpolation",
+    "ntk": "NTK",
+    "dynamic_ntk": "dynamic NTK",
+    "ntk_by_parts": "NTK-by-parts",
+    "yarn": "YaRN",
+    "llama3": "the Llama-3 rule",
+    "longrope": "LongRoPE",
+    "resonance": "Resonance",
+    "cope": "CoPE",
+}
 
 
 def final_rows(outcome: Outcome) -> list[Row]:
@@ -61,64 +77,147 @@ def search_rows(found: Sequence[tuple[Candidate, Sequence[Answer]]]) -> list[tup
 
 
 def verdict(outcome: Outcome) -> str:
-    """Which encoding is saved, what it gains on plain and on the best of the other family, and whether DoPE adds."""
+    """What to do, why, with figures, and what wasn't shown, in this order; one line."""
     winner, plain = outcome.winner, outcome.plain
     assert winner is not None and plain is not None
-    prompts = len({a.prompt for a in outcome.final[winner.name]})
-    said = [
-        f"{winner.name} is saved. On {prompts} prompts that no choice had seen it answers {_share(outcome, winner)}"
-    ]
     gain = outcome.against(winner, plain)
-    how = "better than plain" if gain.is_better else "worse than plain" if gain.is_worse else "not told from plain"
-    said[0] += f", plain {_share(outcome, plain)}: {how} beyond chance (answer NLL {difference(gain)})."
-    if gain.is_worse:
-        said.append("Use neither at this length.")
+    prompts = _prompts(outcome, winner)
+    length, name = f"{outcome.job.target_length:,} tokens", readable(winner)
+    if gain.is_better:
+        advice = (
+            f"Use {name}: at {length} it answers {_share(outcome, winner)} questions right, where the model as it is "
+            f"answers {_share(outcome, plain)}."
+        )
+        how = "it is better than"
+    else:
+        advice = (
+            f"Keep the model as it is: at {length} it answers {_share(outcome, plain)} questions right and {name}, the "
+            f"best encoding found, {_share(outcome, winner)}, which is not a gain beyond chance in answer NLL."
+        )
+        how = f"{name} is {'worse than' if gain.is_worse else 'not different from'}"
+    fresh = f"{prompts} {'prompt' if prompts == 1 else 'prompts'} that no choice had seen"
+    why = [f"On {fresh} {how} the model as it is beyond chance (answer NLL {difference(gain)})."]
+    open_questions = []
+    if not gain.is_better:
+        at_original = f"it answers {_count(outcome.at_original)} at its training length, {_original(outcome)}"
+        open_questions.append(f"that the model as it is can be used at {length} ({at_original})")
+    for reason, question in (_against_rival(outcome), _dope_verdict(outcome)):
+        why += [reason] if reason else []
+        open_questions += [question] if question else []
+    why.append(f"{winner.name} is saved{'' if gain.is_better else ' all the same'}.")
+    if (asked := _prompts(outcome, plain)) < prompts:
+        asked_about = "1 prompt" if asked == 1 else f"{asked} prompts"
+        open_questions.append(
+            f"how the model as it is does on the others of the {prompts} prompts (it was asked about {asked_about})"
+        )
+    if prompts < FEW_PROMPTS:
+        haystacks = "1 haystack" if prompts == 1 else f"{prompts} haystacks"
+        open_questions.append(
+            f"small differences (with {haystacks} the intervals are wide; a larger --budget buys more prompts)"
+        )
+    not_shown = f"Not shown: {'; '.join(open_questions)}." if open_questions else ""
+    return " ".join([advice, *why, *([not_shown] if not_shown else [])])
+
+
+def _against_rival(outcome: Outcome) -> tuple[str, str]:
+    """How what is saved compares with the best of the other family: a sentence, and what wasn't shown."""
+    winner, plain = outcome.winner, outcome.plain
+    assert winner is not None and plain is not None
     rival = outcome.other if winner != outcome.other else outcome.best
-    if rival is not None and rival != winner:
-        said.append(f"Against {rival.name}, {_kind(rival)}: {_told(outcome.against(winner, rival))}.")
-    return " ".join([*said, _dope_verdict(outcome)])
+    if rival is None or rival == winner:
+        return "", ""
+    gain = outcome.against(winner, rival)
+    name, figures = f"{readable(rival)}, {_kind(rival)}", f"answer NLL {difference(gain)}"
+    if gain.is_better:
+        return f"It is better than {name}, beyond chance ({figures}).", ""
+    if gain.is_worse:
+        small = f", but by less than {LEAST_GAIN} nats" if gain.difference.mean < LEAST_GAIN else ""
+        return f"It is worse than {name}, beyond chance{small} ({figures}).", ""
+    on_plain = outcome.against(rival, plain)
+    ahead = ""
+    if on_plain.is_better and not outcome.against(winner, plain).is_better:
+        ahead = f"{name}, is better than the model as it is beyond chance (answer NLL {difference(on_plain)})."
+        ahead = ahead[0].upper() + ahead[1:]
+    return ahead, f"a difference beyond chance between {readable(winner)} and {name} ({figures})"
 
 
-def _dope_verdict(outcome: Outcome) -> str:
-    """Whether DoPE adds to the best rule or remap."""
+def _dope_verdict(outcome: Outcome) -> tuple[str, str]:
+    """Whether DoPE adds to the best rule or remap: a sentence, and what wasn't shown; one of them is empty."""
     best, dope = _best(outcome), outcome.best_dope
+    name = readable(best)
     if dope is None:
-        return "DoPE plans weren't tried; a larger --budget, or --dope always, tries them."
+        never = outcome.job.dope == "never"
+        why, remedy = ("--dope never", "") if never else ("the budget had no room for them", "a larger --budget, or ")
+        tried = f"DoPE plans weren't tried ({why}); {remedy}--dope always{',' if remedy else ''} tries them"
+        return "", f"whether DoPE adds to {name}: {tried}"
     if dope.name not in outcome.final:
         ahead = difference(outcome.in_search())
-        return (
-            f"No DoPE plan tried was ahead of {best.name} in the search (the best, {dope.name}: answer NLL {ahead}), "
-            "so none was judged."
+        return "", (
+            f"whether DoPE adds to {name} on these prompts: none tried was ahead of it in the search (the best, "
+            f"{dope.name}: answer NLL {ahead}), so none was judged"
         )
     gain = outcome.against(dope, best)
     figures = f"answer NLL {difference(gain)}"
     if outcome.winner == dope:
-        return f"Without DoPE, {best.name} is behind it beyond chance ({figures})."
+        return f"Without DoPE, {name} is behind it beyond chance ({figures}).", ""
     if gain.is_better and not is_gain(gain):
-        return f"{dope.name} is better by less than {LEAST_GAIN} nats, too little to matter ({figures})."
+        small = f"by less than {LEAST_GAIN} nats, too little to matter ({figures})"
+        return f"{dope.name} is better than {name} {small}.", ""
     if gain.is_better:
         assert outcome.plain is not None and outcome.winner is not None
         said, against_plain = (
-            f"{dope.name} is better than {best.name} ({figures}), but",
+            f"{dope.name} is better than {name} ({figures}), but",
             outcome.against(dope, outcome.plain),
         )
         if is_gain(against_plain):
             ahead = difference(outcome.against(outcome.winner, dope))
-            return f"{said} {outcome.winner.name} is better than it ({ahead}) beyond chance."
-        return f"{said} not than plain ({difference(against_plain)}) beyond chance."
-    return f"No DoPE plan tried is better than {best.name} beyond chance (the best of them, {dope.name}: {figures})."
+            return f"{said} {readable(outcome.winner)} is better than it ({ahead}) beyond chance.", ""
+        return f"{said} not than the model as it is ({difference(against_plain)}) beyond chance.", ""
+    tried = f"no DoPE plan tried is better than it beyond chance (the best of them, {dope.name}: {figures})"
+    return "", f"that DoPE adds to {name}: {tried}"
 
 
-def _told(paired: PairedDifference) -> str:
-    """'better beyond chance (answer NLL -0.1 [-0.2, -0.0])'."""
-    how = "better" if paired.is_better else "worse" if paired.is_worse else "no difference"
-    return f"{how} beyond chance (answer NLL {difference(paired)})"
+def readable(candidate: Candidate) -> str:
+    """A candidate in words: 'Self-Extend with a window of 1,024 tokens and groups of 4' for self_extend 1024/4."""
+    base, _, dope = candidate.name.partition(" + DoPE ")
+    if dope:
+        heads = re.search(r"(\d+) heads", dope)
+        return f"{_in_words(base)}, and DoPE on {heads[1]} heads" if heads else candidate.name
+    return _in_words(base)
+
+
+def _in_words(name: str) -> str:
+    """The name of a rule or remap in words; any other name as it is."""
+    kind, _, sizes = name.removeprefix("own ").partition(" ")
+    one, _, two = sizes.partition("/")
+    if kind == SelfExtend.kind:
+        return f"Self-Extend with a window of {int(one):,} tokens and groups of {two}"
+    if kind == ReRoPE.kind:
+        return f"ReRoPE with a window of {int(one):,} tokens" + (f" and a leak of {two}" if two else "")
+    if kind == DualChunk.kind:
+        return f"dual chunk attention with chunks of {int(one):,} tokens and a local window of {int(two):,}"
+    rules = [_RULES.get(rule) for rule in kind.split("+")]
+    if None in rules:
+        return name
+    said = " on ".join(rule for rule in rules if rule) + (f" with a factor of {sizes[1:]}" if sizes else "")
+    return f"the model's own {said.removeprefix('the ')}" if name.startswith("own ") else said
+
+
+def _prompts(outcome: Outcome, arm: Candidate) -> int:
+    return len({answer.prompt for answer in outcome.final[arm.name]})
+
+
+def _original(outcome: Outcome) -> str:
+    return f"{outcome.job.original_length:,} tokens"
 
 
 def _share(outcome: Outcome, arm: Candidate) -> str:
-    """'7 of 10 right'."""
-    answers = outcome.final[arm.name]
-    return f"{sum(a.is_exact for a in answers)} of {len(answers)} right"
+    return _count(outcome.final[arm.name])
+
+
+def _count(answers: Sequence[Answer]) -> str:
+    """'7 of 10', 'none of 10'."""
+    return f"{sum(a.is_exact for a in answers) or 'none'} of {len(answers)}"
 
 
 def _kind(candidate: Candidate) -> str:
@@ -157,7 +256,7 @@ def few_prompts(outcome: Outcome) -> str:
     prompts = len({a.prompt for a in outcome.final[_best(outcome).name]})
     return (
         ""
-        if prompts >= 5
+        if prompts >= FEW_PROMPTS
         else f"With {prompts} haystacks the intervals are wide; a larger `--budget` buys more prompts."
     )
 
