@@ -18,7 +18,7 @@ from ropewalk.evaluation.candidates import Candidate
 from ropewalk.evaluation.likelihood import short_cost
 from ropewalk.evaluation.store import Store
 from ropewalk.hf import installed
-from ropewalk.tasks.haystack import draw_begun_window, draw_window, draw_windows, text_of
+from ropewalk.tasks.haystack import draw_window, draw_window_with_start, draw_windows, text_of
 
 TEXT = text_of(story(200), "story")
 RULE = Candidate("plain", RoPE(16))
@@ -33,14 +33,14 @@ def beginning_tokenizer() -> Any:
 
 def test_a_window_begins_with_it_and_keeps_its_length() -> None:
     tokenizer = beginning_tokenizer()
-    ids = draw_begun_window(TEXT, tokenizer, 50, 0.37)
+    ids = draw_window_with_start(TEXT, tokenizer, 50, 0.37)
     assert ids == [tokenizer.bos_token_id, *draw_window(TEXT, tokenizer, 49, 0.37)]
     assert all(len(one) == 50 and one[0] == tokenizer.bos_token_id for one in draw_windows(TEXT, tokenizer, 50, 3))
 
 
 def test_a_tokenizer_without_one_adds_nothing() -> None:
     tokenizer = byte_tokenizer()
-    assert draw_begun_window(TEXT, tokenizer, 50, 0.37) == draw_window(TEXT, tokenizer, 50, 0.37)
+    assert draw_window_with_start(TEXT, tokenizer, 50, 0.37) == draw_window(TEXT, tokenizer, 50, 0.37)
 
 
 @pytest.mark.parametrize("measure", ["statistics", "short cost"])

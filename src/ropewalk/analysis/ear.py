@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from ropewalk.analysis.rows import AttentionRows, Biased, Given, Products, Scores
 from ropewalk.encodings.base import BiasModule, Encoding, EncodingModule, RotaryModule, ScoreModule
-from ropewalk.encodings.model_rotation import APPLY, RotaryLayer, layer_forward, rotary_layers
+from ropewalk.encodings.model_rotation import APPLY, RotaryLayer, forward_name, layer_forward, rotary_layers
 from ropewalk.encodings.nope import NoPE
 from ropewalk.encodings.pope import PoPEModule
 from ropewalk.encodings.remap import RemapModule
@@ -100,9 +100,7 @@ def _put(handle: Handle, layer: RotaryLayer, ear: _Ear) -> None:
     except KeyError:
         raise _unheard(layer, f"it doesn't look up {ATTENTION}") from None
     names = {APPLY: ear.rotation(inner[APPLY]), ATTENTION: _Registry(inner[ATTENTION], ear)}
-    # accelerate's hooks keep the forward that they wrap under this name.
-    place = "_old_forward" if "_old_forward" in layer.module.__dict__ else "forward"
-    handle.add(layer.module, place, types.MethodType(rebind(forward, names), layer.module))
+    handle.add(layer.module, forward_name(layer.module), types.MethodType(rebind(forward, names), layer.module))
 
 
 class _Registry(AttentionRegistry):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +19,7 @@ from ropewalk.frequencies import Given, Rule, rule_from_hf
 from ropewalk.functions import global_names, innermost_globals
 
 APPLY = "apply_rotary_pos_emb"
+HOOKED = "_old_forward"  # where accelerate's device hooks keep the forward that they wrap
 
 
 @dataclass(frozen=True)
@@ -87,8 +90,26 @@ def decoder_blocks(model: nn.Module) -> nn.ModuleList:
 
 
 def layer_forward(module: nn.Module) -> Any:
-    """The forward that a module runs beneath a device hook (accelerate keeps it in `_old_forward`)."""
-    return getattr(module, "_old_forward", None) or module.__dict__.get("forward") or type(module).forward
+    """The forward that a module runs, beneath a device hook where there is one."""
+    return getattr(module, HOOKED, None) or module.__dict__.get("forward") or type(module).forward
+
+
+def forward_name(module: nn.Module) -> str:
+    """The attribute of a module under which another forward takes its own's place, beneath a device hook."""
+    return HOOKED if HOOKED in module.__dict__ else "forward"
+
+
+@contextmanager
+def forward_as(module: nn.Module, forward: Any, name: str = "forward") -> Iterator[None]:
+    """Another forward for a module in a with block; what its instance held under `name` before comes back."""
+    before = module.__dict__.get(name)
+    module.__dict__[name] = forward
+    try:
+        yield
+    finally:
+        module.__dict__.pop(name, None)
+        if before is not None:
+            module.__dict__[name] = before
 
 
 def _attentions(model: nn.Module) -> list[tuple[str, nn.Module]]:

@@ -16,7 +16,7 @@ from ropewalk.analysis.statistics import Statistics
 from ropewalk.errors import RopewalkError
 from ropewalk.evaluation.candidates import Candidate
 from ropewalk.evaluation.store import Store
-from ropewalk.tasks.haystack import Text, draw_begun_window, start_of
+from ropewalk.tasks.haystack import Text, draw_window_with_start, start_of
 
 FILE = "statistics.safetensors"
 
@@ -37,13 +37,13 @@ def calibrate(
     A file that the store's record doesn't vouch for (of another run, or damaged) is measured again.
     """
     kept = store.path.with_name(FILE)
-    key = f"statistics/{length}/{rule.name}{begun(tokenizer)}"
+    key = f"statistics/{length}/{rule.name}{start_suffix(tokenizer)}"
     known = next((record for record in store.records() if record["key"] == key), None)
     if known is not None and (found := _vouched(kept, known["sha256"])) is not None:
         return found
     on_start("calibration", rule.name, text.name)
     began = time.monotonic()
-    ids = draw_begun_window(text, tokenizer, length, 0.37)
+    ids = draw_window_with_start(text, tokenizer, length, 0.37)
     device = next(model.parameters()).device
     statistics = measure(model, torch.tensor([ids], device=device), rope=rule.encoding)
     part = kept.with_suffix(".part")
@@ -55,8 +55,11 @@ def calibrate(
     return statistics
 
 
-def begun(tokenizer: Any) -> str:
-    """What a record's key says of the start token: records made before texts began with it are measured again."""
+def start_suffix(tokenizer: Any) -> str:
+    """The end of a record's key: `/start` where the tokenizer puts a start token before a text, else nothing.
+
+    Records without it were made when texts began without the start token; they are measured again.
+    """
     return "/start" if start_of(tokenizer) else ""
 
 

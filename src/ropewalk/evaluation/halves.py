@@ -17,7 +17,15 @@ from ropewalk.evaluation.by_position import FULL, Reading
 from ropewalk.evaluation.config_values import text as checked_text
 from ropewalk.evaluation.likelihood import token_nll
 from ropewalk.evaluation.worst import bounded
-from ropewalk.tasks.haystack import DEMO, Text, characters_per_token, draw_window, start_of, text_of
+from ropewalk.tasks.haystack import (
+    DEMO,
+    Text,
+    characters_per_token,
+    draw_window,
+    draw_window_with_start,
+    start_of,
+    text_of,
+)
 from ropewalk.tasks.many_shot import HALVES
 from ropewalk.tasks.needle import NeedleTask
 from ropewalk.tasks.prompts import Prompt, halved, prompt_indices
@@ -122,8 +130,8 @@ class Windows:
             raise ArgumentError("text", self.text.name, remedy)
         slot = sorted(range(room), key=lambda slot: random.Random(f"window/{slot}").random())[number]
         stretch = half[slot * len(half) // room : (slot + 1) * len(half) // room]
-        start = start_of(tokenizer) if self.way == FULL else []
-        return start + draw_window(text_of(stretch, self.text.name), tokenizer, tokens - len(start), 0.5)
+        draw = draw_window_with_start if self.way == FULL else draw_window
+        return draw(text_of(stretch, self.text.name), tokenizer, tokens, 0.5)
 
     def to_dict(self) -> dict[str, Any]:
         """All that its figures depend on, JSON-ready; windows that are read once need no more than they are."""

@@ -18,7 +18,7 @@ from ropewalk.hf.plan import Plan
 NAME = "ropewalk"
 # Arguments of the harness's own Hugging Face model that say how weights are loaded, which is done here.
 _LOADING = ("parallelize", "tp_plan", "peft", "delta", "autogptq", "gptqmodel", "gguf_file", "subfolder")
-# What is given to the harness's model here, whatever the user says.
+# Parameters of the harness's model that `PlannedLM` sets itself.
 _GIVEN = ("self", "kwargs", "backend")
 
 
@@ -66,11 +66,11 @@ class PlannedLM(HFLM):  # type: ignore[misc, unused-ignore]
                 raise ArgumentError(name, rest[name], f"the model {NAME} loads by itself; leave it out")
         if plan is None and when is not None:
             raise ArgumentError("when", when, "says when a plan applies; give plan too")
+        if isinstance(tokenizer, str):
+            tokenizer = _named_tokenizer(tokenizer, trust_remote_code)
         # The harness says "cuda:0" where nobody said anything, also on machines without one.
         place = None if device is not None and device.startswith("cuda") and not torch.cuda.is_available() else device
         model, own_tokenizer = load_model(pretrained, dtype, trust_remote_code, revision, place)
-        if isinstance(tokenizer, str):
-            tokenizer = _named_tokenizer(tokenizer, trust_remote_code)
         self._plan = None if plan is None else Plan.from_pretrained(plan)
         self._when = None
         if self._plan is not None:

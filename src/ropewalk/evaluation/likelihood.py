@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ropewalk.evaluation.calibration import begun
+from ropewalk.evaluation.calibration import start_suffix
 from ropewalk.evaluation.candidates import Candidate
 from ropewalk.evaluation.forkable import forkable_cache
 from ropewalk.evaluation.score import mean_interval
@@ -79,7 +79,7 @@ def short_cost(
     for arm in arms:
         found[arm.name] = {}
         for length, windows in sorted(short_lengths(original_length).items()):
-            key = f"likelihood/{length}/{arm.name}{begun(tokenizer)}"
+            key = f"likelihood/{length}/{arm.name}{start_suffix(tokenizer)}"
             if key not in known:
                 on_start("short inputs", arm.name, f"{length} tokens")
                 known[key] = _likelihood(model, tokenizer, text, arm, length, windows, key)

@@ -30,7 +30,7 @@ from ropewalk.files import one_line_errors
 from ropewalk.frequencies import Resonance, Rule, rule_for
 from ropewalk.hf.fingerprint import ARCHITECTURE
 from ropewalk.hf.plan import Plan
-from ropewalk.tasks.haystack import Text, draw_begun_window, start_of
+from ropewalk.tasks.haystack import Text, draw_window_with_start, start_of
 
 STATISTICS = "statistics"
 # Where in the calibration text the window begins, and how often to look whether another process has measured it.
@@ -146,7 +146,7 @@ def _read(kept: Path) -> Statistics | None:
 def _measured(rule: Encoding, target: Target, kept: Path) -> Statistics:
     assert target.text is not None
     target.calibrating()
-    ids = draw_begun_window(target.text, target.tokenizer, target.length, _WINDOW)
+    ids = draw_window_with_start(target.text, target.tokenizer, target.length, _WINDOW)
     device = next(target.model.parameters()).device
     statistics = measure(target.model, torch.tensor([ids], device=device), rope=rule, stages=("post_ntk",))
     part = kept.with_suffix(".part")

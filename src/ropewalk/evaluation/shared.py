@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from transformers.cache_utils import DynamicCache
 
 from ropewalk.encodings.base import Encoding
-from ropewalk.encodings.model_rotation import decoder_blocks, model_config, rotary_layers
+from ropewalk.encodings.model_rotation import decoder_blocks, forward_as, model_config, rotary_layers
 from ropewalk.evaluation.forkable import forkable_cache
 from ropewalk.evaluation.layer_tree import bounded, depth_first, later_starts, layer_path
 from ropewalk.hf.reach import check_vocabulary
@@ -144,7 +144,7 @@ class SharedReading:
                     stack.callback(before.remove)
                 if index < start:
                     output = (inputs[start],) if self._gives_tuple[index] else inputs[start]
-                    stack.enter_context(_forward_as(block, lambda *_, _output=output, **__: _output))
+                    stack.enter_context(forward_as(block, lambda *_, _output=output, **__: _output))
             yield
 
     def _note_form(self, index: int) -> Any:
@@ -181,7 +181,7 @@ class SharedReading:
             finally:
                 layer.__dict__.pop("update", None)
 
-        with _forward_as(last, until_then):
+        with forward_as(last, until_then):
             yield
 
 
@@ -201,16 +201,3 @@ def _hidden_states(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
     """The input of a decoder block."""
     states: Tensor = args[0] if args else kwargs["hidden_states"]
     return states
-
-
-@contextmanager
-def _forward_as(block: nn.Module, forward: Any) -> Iterator[None]:
-    """Another forward for a block; what a device hook had put there comes back."""
-    held = block.__dict__.get("forward")
-    block.__dict__["forward"] = forward
-    try:
-        yield
-    finally:
-        block.__dict__.pop("forward", None)
-        if held is not None:
-            block.__dict__["forward"] = held

@@ -11,7 +11,7 @@ from typing import Any
 from torch import nn
 
 from ropewalk.encodings.base import AbsoluteModule, Encoding, EncodingModule
-from ropewalk.encodings.model_rotation import RotaryLayer, layer_forward
+from ropewalk.encodings.model_rotation import HOOKED, RotaryLayer, forward_name, layer_forward
 from ropewalk.errors import UnsupportedModelError
 from ropewalk.functions import rebind
 from ropewalk.hf.content import SUBMODULE
@@ -20,7 +20,6 @@ from ropewalk.hf.step import PositionGiver
 from ropewalk.hf.tokens import add_to_tokens
 from ropewalk.hf.when import Switch
 
-_HOOKED = "_old_forward"  # where accelerate's hooks keep the forward that they wrap
 _HANDLE = "_ropewalk_handle"
 # By what this tells of the config's sizes, `generate` makes a static cache before a prefill in chunks. Without it the
 # cache is made by the first keys that come, of which an encoding may hand over more, or wider ones.
@@ -117,7 +116,7 @@ def has_encoding(model: nn.Module) -> bool:
     return any(
         isinstance(module.__dict__.get(name), PositionGiver)
         for module in model.modules()
-        for name in ("forward", _HOOKED)
+        for name in ("forward", HOOKED)
     )
 
 
@@ -144,7 +143,7 @@ def put(
             copy: Any = types.MethodType(rebind(layer_forward(layer.module), changed), layer.module)
             if isinstance(changed.get(ATTENTION), OwnKeyAttention):
                 copy = OwnKeyForward(copy, layer.index)
-            handle.add(layer.module, _HOOKED if _HOOKED in layer.module.__dict__ else "forward", copy)
+            handle.add(layer.module, forward_name(layer.module), copy)
         for module in learning(layers, modules):
             handle.hold(*module)
         first = modules.get(layers[0].index)
@@ -228,11 +227,11 @@ class _Change:
 
     def undo(self) -> None:
         held = self.owner.__dict__
-        if self._name == "forward" and held.get(_HOOKED) is self._value:
+        if self._name == "forward" and held.get(HOOKED) is self._value:
             # A hook came since: it stays, over what was there before us.
             own = types.MethodType(type(self.owner).forward, self.owner)
-            held[_HOOKED] = self._before if self._had else own
-        elif self._name == _HOOKED and _HOOKED not in held:
+            held[HOOKED] = self._before if self._had else own
+        elif self._name == HOOKED and HOOKED not in held:
             # The hook left since, and put our copy in its own place.
             held["forward"] = self._before
         elif self._had:

@@ -9,9 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ropewalk.encodings.model_rotation import forward_as, forward_name, layer_forward
 from ropewalk.hf.step import PositionGiver
-
-_HOOKED = "_old_forward"  # where accelerate's hooks keep the forward that they wrap
 
 
 @contextmanager
@@ -28,9 +27,8 @@ def one_schedule(model: nn.Module, length: int) -> Iterator[None]:
     """
     with ExitStack() as stack:
         for module in model.modules():
-            name = _HOOKED if _HOOKED in module.__dict__ else "forward"
-            if _depends_on_length(module) and not isinstance(module.__dict__.get(name), PositionGiver):
-                stack.enter_context(_reading(module, name, length))
+            if _depends_on_length(module) and not isinstance(layer_forward(module), PositionGiver):
+                stack.enter_context(_reading(module, length))
         yield
 
 
@@ -42,25 +40,21 @@ def _depends_on_length(module: nn.Module) -> bool:
 
 
 @contextmanager
-def _reading(module: nn.Module, name: str, length: int) -> Iterator[None]:
+def _reading(module: nn.Module, length: int) -> Iterator[None]:
     """One rotary module's forward that sees the last position of the whole text in each pass."""
-    held = module.__dict__
-    is_own, before = name in held, held.get(name)
-    own: Callable[..., tuple[Tensor, Tensor]] = before if before is not None else getattr(module, name)
+    name = forward_name(module)
+    own: Callable[..., tuple[Tensor, Tensor]] = getattr(module, name)
 
     def forward(x: Tensor, position_ids: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         last = torch.full_like(position_ids[..., :1], length - 1)
         cos, sin = own(x, torch.cat([position_ids, last], dim=-1), *args, **kwargs)
         return cos[..., :-1, :], sin[..., :-1, :]
 
-    held[name] = forward
     _forget_lengths(module)
     try:
-        yield
+        with forward_as(module, forward, name):
+            yield
     finally:
-        held.pop(name)
-        if is_own:
-            held[name] = before
         _forget_lengths(module)
 
 

@@ -99,7 +99,9 @@ def verdict(outcome: Outcome) -> str:
     why = [f"On {fresh} {how} the model as it is beyond chance (answer NLL {difference(gain)})."]
     open_questions = []
     if not gain.is_better:
-        at_original = f"it answers {_count(outcome.at_original)} at its training length, {_original(outcome)}"
+        at_original = (
+            f"it answers {_count(outcome.at_original)} at its training length, {outcome.job.original_length:,} tokens"
+        )
         open_questions.append(f"that the model as it is can be used at {length} ({at_original})")
     for reason, question in (_against_rival(outcome), _dope_verdict(outcome)):
         why += [reason] if reason else []
@@ -204,11 +206,8 @@ def _in_words(name: str) -> str:
 
 
 def _prompts(outcome: Outcome, arm: Candidate) -> int:
+    """How many fresh prompts an arm was asked about."""
     return len({answer.prompt for answer in outcome.final[arm.name]})
-
-
-def _original(outcome: Outcome) -> str:
-    return f"{outcome.job.original_length:,} tokens"
 
 
 def _share(outcome: Outcome, arm: Candidate) -> str:
@@ -253,7 +252,7 @@ def setup(outcome: Outcome) -> str:
 
 def few_prompts(outcome: Outcome) -> str:
     """A warning where the intervals are of little use; else nothing."""
-    prompts = len({a.prompt for a in outcome.final[_best(outcome).name]})
+    prompts = _prompts(outcome, _best(outcome))
     return (
         ""
         if prompts >= FEW_PROMPTS

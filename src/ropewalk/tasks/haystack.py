@@ -234,7 +234,7 @@ def _dataset_parts(source: str, argument: str) -> tuple[str, str | None, str | N
     return name, revision or None, config or None, split or "train", column
 
 
-def draw_begun_window(text: Text, tokenizer: Any, count: int, fraction: float) -> list[int]:
+def draw_window_with_start(text: Text, tokenizer: Any, count: int, fraction: float) -> list[int]:
     """Exactly `count` tokens as a model reads a text: the start token where the tokenizer puts one, then a window.
 
     Args:
@@ -252,8 +252,8 @@ def draw_begun_window(text: Text, tokenizer: Any, count: int, fraction: float) -
 
 def draw_windows(text: Text, tokenizer: Any, length: int, count: int) -> list[list[int]]:
     """`count` windows of exactly `length` tokens from places spread over a text, the same for every model that shares
-    the tokenizer; each begins as `draw_begun_window` says. Raises ArgumentError for a text that is too short.
+    the tokenizer; each begins as `draw_window_with_start` says. Raises ArgumentError for a text that is too short.
     """
     if count < 1:
         raise ArgumentError("windows", count, "give at least one")
-    return [draw_begun_window(text, tokenizer, length, (0.1 + i * 0.618034) % 1.0) for i in range(count)]
+    return [draw_window_with_start(text, tokenizer, length, (0.1 + i * 0.618034) % 1.0) for i in range(count)]
