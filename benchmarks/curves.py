@@ -14,8 +14,8 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from ropewalk.report.figures import finish
-from ropewalk.report.marks import line_style
+from ropewalk.report.kit.colours import line_style
+from ropewalk.report.needle_figures import finish
 
 
 def main() -> None:

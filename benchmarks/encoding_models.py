@@ -17,7 +17,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from transformers.cache_utils import DynamicCache
 
 from ropewalk import PoPE, RoPE, install, installed
-from ropewalk.hf.carried import with_positions
+from ropewalk.patching.position_channels import with_positions
 
 # Encodings to train with, besides the model's own; those that a build of ropewalk lacks are left out.
 TRAINED = ("rope", "pope", "nope", "alibi", "t5", "kerple", "fire", "xpos", "rope_plus_plus", "dape", "dape_v2")

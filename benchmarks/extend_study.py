@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from ropewalk import load_model
+from ropewalk.data.text import read_text
 from ropewalk.encodings.base import Encoding
 from ropewalk.encodings.dope import DoPE
 from ropewalk.evaluation.calibration import calibrate
@@ -27,14 +28,13 @@ from ropewalk.evaluation.candidates import (
     rotation_to_stretch,
     rule_candidates,
 )
+from ropewalk.evaluation.extend import DOPE_FIRST, FINAL_FIRST, Job, prepared_text
 from ropewalk.evaluation.identity import identity
-from ropewalk.evaluation.read import Reader
-from ropewalk.evaluation.score import Answer
-from ropewalk.evaluation.store import Store
+from ropewalk.evaluation.reader import Reader
+from ropewalk.evaluation.records import Store
+from ropewalk.evaluation.statistics import Answer
 from ropewalk.evaluation.sweep import Done, Sweep, mean_nll
-from ropewalk.extend import DOPE_FIRST, FINAL_FIRST, Job, prepared_text
-from ropewalk.hf.fingerprint import describe
-from ropewalk.tasks.haystack import read_text
+from ropewalk.hub.fingerprint import describe
 
 SETTINGS = "original", "noisy"
 SECOND_PROMPT = 3

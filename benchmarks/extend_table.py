@@ -9,11 +9,11 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from ropewalk.evaluation.score import Answer, paired_difference
-from ropewalk.evaluation.store import read_records
-from ropewalk.report.figures import draw_by_depth
-from ropewalk.report.markdown import table_lines
-from ropewalk.report.marks import COLOURS
+from ropewalk.evaluation.records import read_records
+from ropewalk.evaluation.statistics import Answer, paired_difference
+from ropewalk.report.kit.colours import COLOURS
+from ropewalk.report.kit.markdown import table_lines
+from ropewalk.report.needle_figures import draw_by_depth
 from ropewalk.report.summary import difference, nll, right
 
 Answers = dict[str, list[Answer]]

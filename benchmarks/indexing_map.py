@@ -17,10 +17,10 @@ from pathlib import Path
 from typing import Any
 
 from ropewalk.evaluation.provenance import spelled
-from ropewalk.report.figures import finish
-from ropewalk.report.markdown import table_lines
-from ropewalk.report.marks import line_style
-from ropewalk.training.folder import RunFolder
+from ropewalk.report.kit.colours import line_style
+from ropewalk.report.kit.markdown import table_lines
+from ropewalk.report.needle_figures import finish
+from ropewalk.training.run_folder import RunFolder
 
 HEADER = (
     "strings",

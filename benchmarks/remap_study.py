@@ -17,6 +17,7 @@ from typing import Any
 import torch
 
 from ropewalk import load_model
+from ropewalk.data.text import read_text
 from ropewalk.encodings.dope import DoPE
 from ropewalk.evaluation.calibration import calibrate
 from ropewalk.evaluation.candidates import (
@@ -26,14 +27,13 @@ from ropewalk.evaluation.candidates import (
     rotation_to_stretch,
     rule_candidates,
 )
+from ropewalk.evaluation.extend import DOPE_FIRST, FINAL_FIRST, Job, prepared_text
 from ropewalk.evaluation.identity import identity
-from ropewalk.evaluation.read import Reader
+from ropewalk.evaluation.reader import Reader
+from ropewalk.evaluation.records import Store
 from ropewalk.evaluation.remaps import remap_candidates
-from ropewalk.evaluation.store import Store
 from ropewalk.evaluation.sweep import Done, Sweep, mean_nll
-from ropewalk.extend import DOPE_FIRST, FINAL_FIRST, Job, prepared_text
-from ropewalk.hf.fingerprint import describe
-from ropewalk.tasks.haystack import read_text
+from ropewalk.hub.fingerprint import describe
 
 RULES = ("yarn", "ntk_by_parts", "resonance+yarn")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}

@@ -31,7 +31,7 @@ from transformers.cache_utils import DynamicCache
 from ropewalk import DualChunk, ReRoPE, RoPE, SelfExtend, attend, install, installed, load_model
 from ropewalk.encodings.base import Encoding
 from ropewalk.evaluation.provenance import machine, versions
-from ropewalk.hf.carried import with_positions
+from ropewalk.patching.position_channels import with_positions
 
 # SmolLM2's: 9 query heads, 3 key heads of 64 channels.
 HEADS, GROUPS, SIZE = 9, 3, 64

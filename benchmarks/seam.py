@@ -28,12 +28,12 @@ from encoding_measure import resident, restart_peak, turns
 from transformers.cache_utils import DynamicCache
 
 from ropewalk import DoPE, HeadSelection, RoPE, installed, load_model, measure
+from ropewalk.analysis.head_statistics import STAGES
 from ropewalk.analysis.inspect import inspect
-from ropewalk.analysis.statistics import STAGES
+from ropewalk.data.text import read_text
 from ropewalk.evaluation.provenance import machine, versions
-from ropewalk.evaluation.read import Reader
-from ropewalk.report.inspect_page import write_inspection
-from ropewalk.tasks.haystack import read_text
+from ropewalk.evaluation.reader import Reader
+from ropewalk.report.inspect import write_inspection
 from ropewalk.tasks.needle import NeedleTask
 
 DECODED = 40

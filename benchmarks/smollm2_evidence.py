@@ -20,27 +20,26 @@ from typing import Any
 from extend_study import SETTINGS, Condition
 
 from ropewalk import load_model
-from ropewalk.analysis.inspection import Inspection
+from ropewalk.analysis.inspect import Inspection
 from ropewalk.evaluation.candidates import Candidate
 from ropewalk.evaluation.cells import Cell, Cells
-from ropewalk.evaluation.compare import compare
-from ropewalk.evaluation.engines.local import Local
+from ropewalk.evaluation.comparison import compare
 from ropewalk.evaluation.grid import Job, Measured, Unit
 from ropewalk.evaluation.halves import Windows
 from ropewalk.evaluation.identity import identity
-from ropewalk.evaluation.read import Reader
-from ropewalk.evaluation.score import Answer
+from ropewalk.evaluation.local_engine import Local
+from ropewalk.evaluation.reader import Reader
 from ropewalk.evaluation.search import Pick
+from ropewalk.evaluation.statistics import Answer
 from ropewalk.evaluation.sweep_config import PLAIN, TaskEntry, build_config
 from ropewalk.evaluation.sweep_run import Outcome
-from ropewalk.hf.fingerprint import describe
-from ropewalk.report.inspect import verdict
-from ropewalk.report.inspect_page import head_parts
-from ropewalk.report.page import Paragraph, Part, Section
+from ropewalk.hub.fingerprint import describe
+from ropewalk.report.inspect import head_parts, verdict
+from ropewalk.report.kit.page import Paragraph, Part, Section
 from ropewalk.report.sweep import write_report
+from ropewalk.tasks.base import REPORT_FIRST
 from ropewalk.tasks.needle import NeedleTask
-from ropewalk.tasks.prompts import REPORT_FIRST
-from ropewalk.tasks.reading import reading_task
+from ropewalk.tasks.registry import reading_task
 
 MODEL = "smollm2"
 

@@ -18,17 +18,17 @@ from typing import Any
 import torch
 
 from ropewalk import load_model
-from ropewalk.analysis.measure import measure
-from ropewalk.analysis.statistics import Statistics
+from ropewalk.analysis.calibration_pass import measure
+from ropewalk.analysis.head_statistics import Statistics
+from ropewalk.data.text import draw_window, read_text
 from ropewalk.encodings.base import Encoding
 from ropewalk.encodings.dope import DoPE
 from ropewalk.evaluation.candidates import dope_candidates, plain_candidate, rotation_to_stretch
+from ropewalk.evaluation.prefix_sharing import SharedReading
 from ropewalk.evaluation.provenance import machine, versions
-from ropewalk.evaluation.read import Reader
-from ropewalk.evaluation.shared import SharedReading
-from ropewalk.hf import installed
-from ropewalk.hf.fingerprint import describe
-from ropewalk.tasks.haystack import draw_window, read_text
+from ropewalk.evaluation.reader import Reader
+from ropewalk.hub.fingerprint import describe
+from ropewalk.patching import installed
 from ropewalk.tasks.needle import NeedleTask
 
 SCORES = (("truncated_entropy", 32, "key"), ("truncated_effective_rank", 16, "query"))

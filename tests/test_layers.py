@@ -15,17 +15,18 @@ ROOT = Path(__file__).parents[1] / "src" / "ropewalk"
 
 LAYERS = (
     ("errors",),
-    ("functions", "files"),
-    ("schedule", "length_rules", "band_rules", "frequencies"),
+    ("validation", "io", "rebind"),
     ("heads",),
+    ("scaling",),
     ("encodings",),
     ("attention",),
-    ("hf",),
+    ("patching",),
+    ("hub",),
     ("analysis",),
+    ("data",),
     ("tasks",),
     ("evaluation",),
     ("training",),
-    ("extend",),
     ("report",),
     ("cli",),
 )
@@ -113,15 +114,15 @@ def _tree(root: Path, files: dict[str, str]) -> Path:
     ("file", "text"),
     [
         ("heads.py", "from ropewalk.cli import app"),
-        ("heads.py", "import ropewalk.hf.seam"),
-        ("heads.py", "def f():\n    from ropewalk.extend import extend"),
-        ("heads.py", "from ropewalk import hf"),
-        ("hf/seam.py", "from ..analysis import scores"),
-        ("hf/seam.py", "from .. import tasks"),
+        ("heads.py", "import ropewalk.patching.install"),
+        ("heads.py", "def f():\n    from ropewalk.evaluation.extend import extend"),
+        ("heads.py", "from ropewalk import patching"),
+        ("patching/install.py", "from ..analysis import scores"),
+        ("patching/install.py", "from .. import tasks"),
         ("encodings/deep/rope.py", "from ...attention import attend"),
         ("cli/app.py", "from ropewalk import RoPE"),
-        ("hf/seam.py", "import ropewalk"),
-        ("hf/seam.py", "from ropewalk.unheard_of import x"),
+        ("patching/install.py", "import ropewalk"),
+        ("patching/install.py", "from ropewalk.unheard_of import x"),
         ("unheard_of.py", ""),
     ],
 )
@@ -132,13 +133,13 @@ def test_a_wrong_import_is_found(tmp_path: Path, file: str, text: str) -> None:
 @pytest.mark.parametrize(
     ("file", "text"),
     [
-        ("hf/seam.py", "from .. import encodings\nfrom .step import x\nfrom ropewalk.hf import cache"),
+        ("patching/install.py", "from .. import encodings\nfrom .step import x\nfrom ropewalk.patching import cache"),
         (
             "encodings/rope.py",
-            "import torch\nfrom ropewalk.frequencies import Linear\nimport ropewalk.errors",
+            "import torch\nfrom ropewalk.scaling import Linear\nimport ropewalk.errors",
         ),
-        ("length_rules.py", "from ropewalk.frequencies import rules"),
-        ("__init__.py", "from ropewalk.cli import app\nfrom .extend import extend"),
+        ("scaling/methods.py", "from ropewalk.scaling import rules"),
+        ("__init__.py", "from ropewalk.cli import app\nfrom .evaluation import extend"),
     ],
 )
 def test_a_right_import_passes(tmp_path: Path, file: str, text: str) -> None:

@@ -31,41 +31,41 @@ from unittest import mock
 import benchmarks.extend_table as extend_table
 import benchmarks.indexing_map as indexing_map
 import pytest
-from tests.tasks.tokenizers import byte_tokenizer, story
+from tests.data.tokenizers import byte_tokenizer, story
 from transformers import LlamaConfig, LlamaForCausalLM
 
-import ropewalk.evaluation.compare as comparing
+import ropewalk.evaluation.comparison as comparing
 import ropewalk.evaluation.perplexity as perplexity
 import ropewalk.evaluation.provenance as provenance
-import ropewalk.evaluation.score as score
+import ropewalk.evaluation.statistics as score
 import ropewalk.report.downstream as downstream_report
 import ropewalk.report.extend_page as extend_report
+import ropewalk.report.inspect as inspect_page
 import ropewalk.report.inspect as inspect_report
-import ropewalk.report.inspect_page as inspect_page
 import ropewalk.report.perplexity as perplexity_report
 import ropewalk.report.recalibration as recalibration_report
 import ropewalk.report.sweep as sweep_report
-import ropewalk.report.training_page as training_report
-from ropewalk.analysis.inspection import Inspection
+import ropewalk.report.training as training_report
+from ropewalk.analysis.inspect import Inspection
+from ropewalk.data.text import Text
+from ropewalk.data.windows import Books
 from ropewalk.evaluation import shares
-from ropewalk.evaluation.by_position import Reading
 from ropewalk.evaluation.cells import Cells
+from ropewalk.evaluation.extend import Job, extend
 from ropewalk.evaluation.grid import Condition
+from ropewalk.evaluation.likelihood import Reading
+from ropewalk.evaluation.records import Store, read_records
 from ropewalk.evaluation.search import Pick
-from ropewalk.evaluation.store import Store, read_records
 from ropewalk.evaluation.sweep import mean_nll
 from ropewalk.evaluation.sweep_config import build_config
 from ropewalk.evaluation.sweep_run import Outcome
-from ropewalk.extend import Job, extend
-from ropewalk.report.page import Paragraph, Section
-from ropewalk.tasks.books import Books
-from ropewalk.tasks.haystack import Text
+from ropewalk.report.kit.page import Paragraph, Section
 from ropewalk.training.compare import Comparison
-from ropewalk.training.folder import read_curve
-from ropewalk.training.recalibration import Outcome as Recalibrated
-from ropewalk.training.recalibration import Recalibration
-from ropewalk.training.recipe import build_recipe
-from ropewalk.training.run import Result
+from ropewalk.training.config import build_recipe
+from ropewalk.training.recalibrate import Outcome as Recalibrated
+from ropewalk.training.recalibrate import Recalibration
+from ropewalk.training.run_folder import read_curve
+from ropewalk.training.runner import Result
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "results"

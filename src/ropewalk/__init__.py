@@ -9,10 +9,10 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from ropewalk.analysis.calibration_pass import measure as measure
+    from ropewalk.analysis.head_statistics import Statistics as Statistics
+    from ropewalk.analysis.inspect import Inspection as Inspection
     from ropewalk.analysis.inspect import inspect as inspect
-    from ropewalk.analysis.inspection import Inspection as Inspection
-    from ropewalk.analysis.measure import measure as measure
-    from ropewalk.analysis.statistics import Statistics as Statistics
     from ropewalk.attention.attend import attend as attend
     from ropewalk.encodings.absolute import Learned as Learned
     from ropewalk.encodings.absolute import Sinusoidal as Sinusoidal
@@ -33,22 +33,22 @@ if TYPE_CHECKING:
     from ropewalk.encodings.self_extend import SelfExtend as SelfExtend
     from ropewalk.encodings.t5 import T5Bias as T5Bias
     from ropewalk.encodings.xpos import XPos as XPos
-    from ropewalk.frequencies import NTK as NTK
-    from ropewalk.frequencies import CoPE as CoPE
-    from ropewalk.frequencies import DynamicNTK as DynamicNTK
-    from ropewalk.frequencies import Given as Given
-    from ropewalk.frequencies import Linear as Linear
-    from ropewalk.frequencies import Llama3 as Llama3
-    from ropewalk.frequencies import LongRoPE as LongRoPE
-    from ropewalk.frequencies import NTKByParts as NTKByParts
-    from ropewalk.frequencies import Resonance as Resonance
-    from ropewalk.frequencies import YaRN as YaRN
     from ropewalk.heads import HeadSelection as HeadSelection
-    from ropewalk.hf.loading import load as load
-    from ropewalk.hf.loading import load_model as load_model
-    from ropewalk.hf.plan import Plan as Plan
-    from ropewalk.hf.seam import install as install
-    from ropewalk.hf.seam import installed as installed
+    from ropewalk.hub.loading import load as load
+    from ropewalk.hub.loading import load_model as load_model
+    from ropewalk.hub.plan import Plan as Plan
+    from ropewalk.patching.install import install as install
+    from ropewalk.patching.install import installed as installed
+    from ropewalk.scaling import NTK as NTK
+    from ropewalk.scaling import CoPE as CoPE
+    from ropewalk.scaling import DynamicNTK as DynamicNTK
+    from ropewalk.scaling import Given as Given
+    from ropewalk.scaling import Linear as Linear
+    from ropewalk.scaling import Llama3 as Llama3
+    from ropewalk.scaling import LongRoPE as LongRoPE
+    from ropewalk.scaling import NTKByParts as NTKByParts
+    from ropewalk.scaling import Resonance as Resonance
+    from ropewalk.scaling import YaRN as YaRN
     from ropewalk.training.drope import DropSchedule as DropSchedule
 
 __version__ = "0.1.0"
@@ -61,15 +61,15 @@ _HOMES = {
     "PoPE": "encodings.pope",
     "attend": "attention.attend",
     "HeadSelection": "heads",
-    "Statistics": "analysis.statistics",
-    "measure": "analysis.measure",
-    "Inspection": "analysis.inspection",
+    "Statistics": "analysis.head_statistics",
+    "measure": "analysis.calibration_pass",
+    "Inspection": "analysis.inspect",
     "inspect": "analysis.inspect",
-    "install": "hf.seam",
-    "installed": "hf.seam",
-    "Plan": "hf.plan",
-    "load": "hf.loading",
-    "load_model": "hf.loading",
+    "install": "patching.install",
+    "installed": "patching.install",
+    "Plan": "hub.plan",
+    "load": "hub.loading",
+    "load_model": "hub.loading",
     "ALiBi": "encodings.alibi",
     "SelfExtend": "encodings.self_extend",
     "ReRoPE": "encodings.rerope",
@@ -106,7 +106,7 @@ __all__ = [*_HOMES, "from_pretrained"]
 
 def from_pretrained(name: str, revision: str | None = None, token: str | None = None) -> Plan:
     """The plan in a local folder or in a Hugging Face repository; `plan.install(model)` switches it on."""
-    from ropewalk.hf.plan import Plan
+    from ropewalk.hub.plan import Plan
 
     return Plan.from_pretrained(name, revision=revision, token=token)
 

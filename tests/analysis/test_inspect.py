@@ -9,19 +9,19 @@ import pytest
 import torch
 import torch.nn.functional as F
 from accelerate.hooks import ModelHook, add_hook_to_module
-from tests.analysis.test_measure import handed_over
+from tests.analysis.test_calibration_pass import handed_over
 from tests.attention.cases import Largest
 from tests.evaluation.tiny_models import tiny
-from tests.hf import contents
+from tests.patching import contents
 from tests.reference import alibi
 from tests.reference import inspection as oracle
 from torch import Tensor, nn
 
-from ropewalk.analysis import ear, rows
-from ropewalk.analysis.inspect import inspect
-from ropewalk.analysis.inspection import Inspection
-from ropewalk.analysis.measure import measure
-from ropewalk.analysis.scores import scores
+from ropewalk.analysis import attention_capture as ear
+from ropewalk.analysis import attention_rows as rows
+from ropewalk.analysis.calibration_pass import measure
+from ropewalk.analysis.head_scores import scores
+from ropewalk.analysis.inspect import Inspection, inspect
 from ropewalk.encodings.absolute import Learned
 from ropewalk.encodings.alibi import ALiBi
 from ropewalk.encodings.base import Encoding
@@ -36,10 +36,10 @@ from ropewalk.encodings.self_extend import SelfExtend
 from ropewalk.encodings.t5 import T5Bias
 from ropewalk.encodings.xpos import XPos
 from ropewalk.errors import ArgumentError, RopewalkError, UnsupportedModelError
-from ropewalk.frequencies import NTK, YaRN
 from ropewalk.heads import HeadSelection
-from ropewalk.hf import install, installed
-from ropewalk.hf.plan import Plan
+from ropewalk.hub.plan import Plan
+from ropewalk.patching import install, installed
+from ropewalk.scaling import NTK, YaRN
 
 TOKENS, NEEDLE = 120, (20, 26)
 IDS = torch.arange(TOKENS) * 37 % 590 + 3

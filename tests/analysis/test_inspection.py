@@ -8,8 +8,7 @@ import safetensors.torch
 import torch
 from tests.evaluation.tiny_models import tiny
 
-from ropewalk.analysis.inspect import inspect
-from ropewalk.analysis.inspection import Inspection
+from ropewalk.analysis.inspect import Inspection, inspect
 from ropewalk.errors import ArgumentError, DamagedFileError, RopewalkError
 
 

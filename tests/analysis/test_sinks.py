@@ -4,12 +4,13 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.analysis.test_rows import made, whole
+from tests.analysis.test_attention_rows import made, whole
 from tests.reference import inspection as oracle
 
-from ropewalk.analysis.rows import AttentionRows, Products
-from ropewalk.analysis.sinks import (
+from ropewalk.analysis.attention_rows import (
     BINS,
+    AttentionRows,
+    Products,
     by_place,
     check_first_tokens,
     column_mass,

@@ -14,7 +14,10 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from ropewalk.attention import attend, scored, unequal, vectors
+from ropewalk.attention import attend
+from ropewalk.attention import blockwise as scored
+from ropewalk.attention import sdpa as vectors
+from ropewalk.attention import tiled_cpu as unequal
 from ropewalk.encodings.alibi import ALiBi
 from ropewalk.encodings.base import BiasModule, Encoding, EncodingModule, RotaryModule, ScoreModule
 from ropewalk.encodings.dape import DAPE

@@ -7,9 +7,9 @@ import torch
 from torch.nn.attention.flex_attention import flex_attention
 
 from ropewalk import KERPLE, ALiBi, attend
+from ropewalk.attention.blockwise import Distances
 from ropewalk.attention.flex import attend_flex, takes
-from ropewalk.attention.scored import Distances
-from ropewalk.attention.visible import Visible
+from ropewalk.attention.mask import Visible
 
 
 def content(queries: int, keys: int, heads: int = 4, groups: int = 2) -> tuple[torch.Tensor, ...]:

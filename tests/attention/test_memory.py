@@ -8,7 +8,8 @@ import pytest
 import torch
 from tests.attention.cases import Largest
 
-from ropewalk.attention import attend, scored
+from ropewalk.attention import attend
+from ropewalk.attention import blockwise as scored
 from ropewalk.encodings.alibi import ALiBi
 from ropewalk.encodings.base import Encoding
 from ropewalk.encodings.dape import DAPE

@@ -17,17 +17,17 @@ from tests.reference import frequencies as reference_frequencies
 from tests.reference import remap as reference_remap
 from torch import Tensor
 
+from ropewalk.attention import contiguous as runs_module
 from ropewalk.attention import merged, remapped
-from ropewalk.attention import runs as runs_module
+from ropewalk.attention.blockwise import attend_scored
+from ropewalk.attention.mask import Visible
 from ropewalk.attention.remapped import attend_remapped
-from ropewalk.attention.scored import attend_scored
-from ropewalk.attention.visible import Visible
 from ropewalk.encodings.dual_chunk import DualChunk
 from ropewalk.encodings.remap import Remap, RemapModule
 from ropewalk.encodings.rerope import ReRoPE
 from ropewalk.encodings.rope import RoPE
 from ropewalk.encodings.self_extend import SelfExtend
-from ropewalk.frequencies import YaRN
+from ropewalk.scaling import YaRN
 
 SCALE, D = 0.3, 8
 YARN = RoPE(D, rule=YaRN(4.0, 64))

@@ -9,9 +9,9 @@ from tests.attention.test_remapped import EACH, SCALE, YARN, Input, each, module
 from torch import Tensor
 
 from ropewalk.attention import attend
+from ropewalk.attention.blockwise import attend_scored
+from ropewalk.attention.mask import Visible
 from ropewalk.attention.remapped import attend_remapped
-from ropewalk.attention.scored import attend_scored
-from ropewalk.attention.visible import Visible
 from ropewalk.encodings import remap as remap_file
 from ropewalk.encodings.dual_chunk import DualChunk
 from ropewalk.encodings.remap import Remap

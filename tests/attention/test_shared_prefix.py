@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
-from tests.attention.test_runs import FORMS, causal, formed
+from tests.attention.test_contiguous import FORMS, causal, formed
 from torch import Tensor
 
-from ropewalk.attention import runs as module
-from ropewalk.attention.runs import runs, shared_prefix
-from ropewalk.attention.visible import Visible
+from ropewalk.attention import contiguous as module
+from ropewalk.attention.contiguous import runs, shared_prefix
+from ropewalk.attention.mask import Visible
 
 
 @pytest.fixture(autouse=True)

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from ropewalk.report.page import Page
+from ropewalk.report.kit.page import Page
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 # Nothing of its own goes to the network either, so that a request seen in a test is the page's.

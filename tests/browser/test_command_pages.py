@@ -15,7 +15,8 @@ from tests.report.test_sweep import made
 from tests.report.test_training_page import comparison
 
 from ropewalk.evaluation.calibration import FILE
-from ropewalk.report import extend_page, sweep, training_page
+from ropewalk.report import extend_page, sweep
+from ropewalk.report import training as training_page
 
 HOSTILE = "</script><script>alert(1)</script>"
 LONG = "a-name-" + "x" * 120
@@ -60,7 +61,7 @@ def test_the_pages_of_commands_are_quiet_narrow_and_reached_by_keyboard(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("ropewalk.report.sweep_maps.MOST_MAPS", 2)
+    monkeypatch.setattr("ropewalk.report.sweep.MOST_MAPS", 2)
     build(tmp_path)
     with visited(browser, tmp_path / "report.html", width) as seen:
         assert seen.width() <= width

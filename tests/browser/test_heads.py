@@ -10,7 +10,7 @@ import torch
 from tests.browser.chromium import Seen, opened, tab_to, wait_for_text
 from tests.report.pages import charts, page
 
-from ropewalk.report.page import HeadChart, HeadMap, Page
+from ropewalk.report.kit.page import HeadChart, HeadMap, Page
 
 FOCUSED = "[document.activeElement.parentElement.sectionRowIndex, document.activeElement.cellIndex - 1]"
 

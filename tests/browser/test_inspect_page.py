@@ -11,9 +11,8 @@ import torch
 from tests.browser.chromium import opened, wait_for_text
 from tests.evaluation.tiny_models import tiny
 
-from ropewalk.analysis.inspect import inspect
-from ropewalk.analysis.inspection import Inspection
-from ropewalk.report.inspect_page import inspect_page
+from ropewalk.analysis.inspect import Inspection, inspect
+from ropewalk.report.inspect import inspect_page
 
 HOSTILE = "<script>alert(1)</script>"
 

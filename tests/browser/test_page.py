@@ -10,7 +10,7 @@ import pytest
 from tests.browser.chromium import opened, wait_for_text
 from tests.report.pages import HOSTILE, page
 
-from ropewalk.report.page import Download, Page, Section
+from ropewalk.report.kit.page import Download, Page, Section
 
 
 def contrast(seen: Any, selector: str) -> float:

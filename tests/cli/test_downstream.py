@@ -6,16 +6,16 @@ import json
 from pathlib import Path
 
 import pytest
+from tests.data.tokenizers import byte_tokenizer, story
 from tests.evaluation.runs import LENGTH, make_run
 from tests.evaluation.tiny_models import tiny
-from tests.tasks.tokenizers import byte_tokenizer, story
 
 from ropewalk.cli.app import OK, USER_ERROR, main
 from ropewalk.encodings.rope import RoPE
 from ropewalk.evaluation import downstream
-from ropewalk.frequencies import NTK, Linear
-from ropewalk.hf.plan import Plan
-from ropewalk.tasks.language import Language
+from ropewalk.hub.plan import Plan
+from ropewalk.scaling import NTK, Linear
+from ropewalk.training.tasks.language import Language
 
 
 @pytest.fixture(scope="module")

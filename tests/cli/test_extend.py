@@ -10,14 +10,14 @@ from typing import Any
 
 import pytest
 import torch
-from tests.tasks.tokenizers import byte_tokenizer, story
+from tests.data.tokenizers import byte_tokenizer, story
 from transformers import LlamaConfig, LlamaForCausalLM
 
 import ropewalk
 from ropewalk.cli.app import INTERRUPTED, OK, USER_ERROR, main
 from ropewalk.encodings.base import Encoding
-from ropewalk.evaluation.score import Answer
-from ropewalk.evaluation.store import read_records
+from ropewalk.evaluation.records import read_records
+from ropewalk.evaluation.statistics import Answer
 from ropewalk.evaluation.sweep import Sweep
 
 

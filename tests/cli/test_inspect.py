@@ -7,24 +7,24 @@ from pathlib import Path
 
 import pytest
 import torch
+from tests.data.tokenizers import byte_tokenizer, story
 from tests.evaluation.tiny_models import tiny
-from tests.hf import contents
-from tests.tasks.tokenizers import byte_tokenizer, story
+from tests.patching import contents
 from transformers import GPT2Config, GPT2LMHeadModel
 
 import ropewalk
 from ropewalk.analysis import inspect as inspect_module
-from ropewalk.analysis.inspection import Inspection
-from ropewalk.analysis.sinks import FIRST_QUERY
+from ropewalk.analysis.attention_rows import FIRST_QUERY
+from ropewalk.analysis.inspect import Inspection
 from ropewalk.cli.app import INTERRUPTED, OK, USER_ERROR, main
 from ropewalk.encodings.absolute import Learned
 from ropewalk.encodings.alibi import ALiBi
 from ropewalk.encodings.pope import PoPE
 from ropewalk.encodings.rope import RoPE
-from ropewalk.frequencies import NTK
-from ropewalk.hf import install
-from ropewalk.hf.plan import Plan
+from ropewalk.hub.plan import Plan
+from ropewalk.patching import install
 from ropewalk.report import head_figures
+from ropewalk.scaling import NTK
 from ropewalk.tasks.needle_kinds import KINDS
 
 

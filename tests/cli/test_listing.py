@@ -7,7 +7,7 @@ import pytest
 
 from ropewalk.cli import listing
 from ropewalk.cli.app import main
-from ropewalk.training.named import NAMES
+from ropewalk.training.presets import NAMES
 
 
 def test_every_registry_is_listed() -> None:

@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.data.tokenizers import byte_tokenizer
 from tests.evaluation.tiny_models import tiny
-from tests.tasks.tokenizers import byte_tokenizer
 
 from ropewalk.cli.app import OK, USER_ERROR, main
 from ropewalk.encodings.nope import NoPE
-from ropewalk.hf.plan import Plan
+from ropewalk.hub.plan import Plan
 
 pytest.importorskip("lm_eval", reason="needs the extra `harness`")
 
@@ -106,7 +106,7 @@ def test_an_unknown_model_argument_is_refused_with_the_near_one(
 
 def test_a_tokenizer_by_name_takes_the_place_of_the_model_s_own(folder: Path, tmp_path: Path) -> None:
     from ropewalk.errors import ArgumentError
-    from ropewalk.evaluation.harness import PlannedLM
+    from ropewalk.evaluation.lm_eval import PlannedLM
 
     other = byte_tokenizer()
     other.add_tokens(["<another>"])

@@ -5,19 +5,19 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from tests.data.tokenizers import byte_tokenizer, story
 from tests.evaluation.tiny_models import tiny
-from tests.tasks.tokenizers import byte_tokenizer, story
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from ropewalk.cli.app import OK, USER_ERROR, main
 from ropewalk.encodings.absolute import Learned
 from ropewalk.encodings.rope import RoPE
-from ropewalk.evaluation.read import Reader
-from ropewalk.evaluation.score import Answer
-from ropewalk.evaluation.store import read_records
-from ropewalk.frequencies import NTK
-from ropewalk.hf import install
-from ropewalk.hf.plan import Plan
+from ropewalk.evaluation.reader import Reader
+from ropewalk.evaluation.records import read_records
+from ropewalk.evaluation.statistics import Answer
+from ropewalk.hub.plan import Plan
+from ropewalk.patching import install
+from ropewalk.scaling import NTK
 
 
 @pytest.fixture(scope="module")

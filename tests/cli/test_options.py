@@ -12,7 +12,7 @@ from rich.console import Console
 from ropewalk.cli.options import duration, plain_console, prepared_folder
 from ropewalk.cli.progress import Watch
 from ropewalk.errors import ArgumentError
-from ropewalk.evaluation.score import Answer
+from ropewalk.evaluation.statistics import Answer
 from ropewalk.evaluation.sweep import Done
 
 NAME = "ntk x2.69 + DoPE all/nope, 5 heads (truncated_entropy-1 key)"

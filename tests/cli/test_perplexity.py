@@ -6,18 +6,18 @@ import json
 from pathlib import Path
 
 import pytest
+from tests.data.tokenizers import byte_tokenizer, story
 from tests.evaluation.runs import LENGTH, make_run
 from tests.evaluation.tiny_models import tiny
-from tests.tasks.tokenizers import byte_tokenizer, story
 
 from ropewalk.cli.app import OK, USER_ERROR, main
 from ropewalk.encodings.absolute import Learned
 from ropewalk.encodings.nope import NoPE
 from ropewalk.encodings.rope import RoPE
-from ropewalk.evaluation.by_position import Reading
-from ropewalk.frequencies import NTK
-from ropewalk.hf.plan import Plan
-from ropewalk.tasks.language import Language
+from ropewalk.evaluation.likelihood import Reading
+from ropewalk.hub.plan import Plan
+from ropewalk.scaling import NTK
+from ropewalk.training.tasks.language import Language
 
 
 @pytest.fixture(scope="module")

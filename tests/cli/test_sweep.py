@@ -21,12 +21,12 @@ from ropewalk.cli.app import OK, USER_ERROR, main
 from ropewalk.encodings.pope import PoPE
 from ropewalk.encodings.rope import RoPE
 from ropewalk.evaluation.cells import CELLS, FORMAT, Cells
-from ropewalk.evaluation.compare import summarise
-from ropewalk.evaluation.shared import SharedReading
-from ropewalk.frequencies import NTK
-from ropewalk.hf import install
-from ropewalk.hf.loading import load_model
-from ropewalk.hf.plan import Plan
+from ropewalk.evaluation.comparison import summarise
+from ropewalk.evaluation.prefix_sharing import SharedReading
+from ropewalk.hub.loading import load_model
+from ropewalk.hub.plan import Plan
+from ropewalk.patching import install
+from ropewalk.scaling import NTK
 
 
 @pytest.fixture(scope="module")

@@ -17,7 +17,7 @@ from ropewalk.cli.app import INTERRUPTED, OK, USER_ERROR, main
 from ropewalk.cli.steps import Steps
 from ropewalk.training import compare
 from ropewalk.training.compare import Comparison
-from ropewalk.training.run import Result
+from ropewalk.training.runner import Result
 
 QUICK = {
     "model.hidden": 16,

@@ -12,14 +12,13 @@ from hypothesis import strategies as st
 from tests.reference import dope as oracle
 
 from ropewalk.encodings.base import Encoding
-from ropewalk.encodings.dope import READINGS, DoPE
-from ropewalk.encodings.noise import gaussian
+from ropewalk.encodings.dope import READINGS, DoPE, gaussian
 from ropewalk.encodings.nope import NoPE
 from ropewalk.encodings.per_layer import PerLayer
 from ropewalk.encodings.rope import RoPE
 from ropewalk.errors import ArgumentError
-from ropewalk.frequencies import Linear, YaRN
 from ropewalk.heads import HeadSelection
+from ropewalk.scaling import Linear, YaRN
 
 LAYER, LENGTH, SEED = 2, 40, 7
 ALL_READINGS = [(mode, reading) for mode, readings in READINGS.items() for reading in readings]

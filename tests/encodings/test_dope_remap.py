@@ -19,20 +19,19 @@ from tests.reference import dope as oracle
 from torch import Tensor
 
 from ropewalk.attention import attend, merged, remapped
-from ropewalk.attention.scored import attend_scored
-from ropewalk.attention.visible import Visible
+from ropewalk.attention.blockwise import attend_scored
+from ropewalk.attention.mask import Visible
 from ropewalk.encodings.base import Encoding
-from ropewalk.encodings.dope import READINGS, SCOPES, SIDES, VIEWS, DoPE
+from ropewalk.encodings.dope import READINGS, SCOPES, SIDES, VIEWS, DoPE, gaussian
 from ropewalk.encodings.dual_chunk import DualChunk
-from ropewalk.encodings.noise import gaussian
 from ropewalk.encodings.per_layer import PerLayer
 from ropewalk.encodings.remap import Remap, RemapModule
 from ropewalk.encodings.rerope import ReRoPE
 from ropewalk.encodings.rope import RoPE
 from ropewalk.encodings.self_extend import SelfExtend
 from ropewalk.errors import ArgumentError
-from ropewalk.frequencies import YaRN
 from ropewalk.heads import HeadSelection
+from ropewalk.scaling import YaRN
 
 LAYER, LENGTH, SEED, D, HEADS, GROUPS, SCALE = 2, 40, 7, 8, 6, 2, 0.3
 YARN = RoPE(D, rule=YaRN(4.0, LENGTH))

@@ -10,13 +10,13 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.hf import families
+from tests.patching import families
 
 from ropewalk.encodings.base import Encoding
 from ropewalk.encodings.drope import DroPE
 from ropewalk.encodings.nope import NoPE
 from ropewalk.errors import ArgumentError
-from ropewalk.hf import installed
+from ropewalk.patching import installed
 
 
 @given(target=st.integers(1, 4096), slope=st.sampled_from([0.0, 0.103, 0.412]))

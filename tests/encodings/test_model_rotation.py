@@ -6,15 +6,15 @@ from typing import Any
 
 import pytest
 import torch
-from tests.hf import families
+from tests.patching import families
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from ropewalk.encodings.model_rotation import model_config, rotary_layers
 from ropewalk.encodings.per_layer import PerLayer
 from ropewalk.encodings.rope import RoPE
 from ropewalk.errors import UnsupportedModelError
-from ropewalk.frequencies import Given, Llama3, YaRN
-from ropewalk.hf import installed
+from ropewalk.patching import installed
+from ropewalk.scaling import Given, Llama3, YaRN
 
 BASES = {"llama": 10000.0, "seed_oss": 10000.0, "smollm3": 2e6, "cohere": 5e5, "glm": 10000.0, "mixtral": 1e6}
 

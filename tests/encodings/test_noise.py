@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tests.reference.dope import hashed_normal
 
-from ropewalk.encodings.noise import gaussian
+from ropewalk.encodings.dope import gaussian
 
 GOLDEN = [
     [[0.657163, 1.537531, -0.327273], [-0.082963, 0.347598, 0.356973], [-0.70645, -1.914006, -1.6001]],

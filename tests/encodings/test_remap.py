@@ -21,7 +21,7 @@ from ropewalk.encodings.rerope import ReRoPE
 from ropewalk.encodings.rope import RoPE
 from ropewalk.encodings.self_extend import SelfExtend
 from ropewalk.errors import ArgumentError
-from ropewalk.frequencies import Linear, YaRN
+from ropewalk.scaling import Linear, YaRN
 
 SCALE = 0.25
 

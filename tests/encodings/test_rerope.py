@@ -6,7 +6,7 @@ import torch
 
 from ropewalk.encodings.rerope import ReRoPE
 from ropewalk.encodings.rope import RoPE
-from ropewalk.frequencies import YaRN
+from ropewalk.scaling import YaRN
 
 
 def both(encoding: ReRoPE, positions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

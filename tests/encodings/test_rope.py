@@ -20,7 +20,7 @@ from transformers.models.llama import modeling_llama
 from ropewalk.encodings.base import Encoding
 from ropewalk.encodings.rope import RoPE
 from ropewalk.errors import ArgumentError
-from ropewalk.frequencies import NTK, CoPE, Given, Linear, LongRoPE, Resonance, YaRN
+from ropewalk.scaling import NTK, CoPE, Given, Linear, LongRoPE, Resonance, YaRN
 
 LAYOUTS = ["half", "interleaved"]
 LONG = torch.tensor([0, 1, 17, 4095, 131_071, 1_000_003])

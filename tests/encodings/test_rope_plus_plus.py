@@ -17,7 +17,7 @@ from ropewalk.encodings.nope import NoPE
 from ropewalk.encodings.rope import RoPE
 from ropewalk.encodings.rope_plus_plus import RoPEPlusPlus
 from ropewalk.errors import ArgumentError
-from ropewalk.frequencies import Linear, YaRN
+from ropewalk.scaling import Linear, YaRN
 
 LAYOUTS = ["half", "interleaved"]
 

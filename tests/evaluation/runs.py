@@ -10,8 +10,8 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from ropewalk.encodings.base import Encoding
-from ropewalk.hf import install
-from ropewalk.tasks.language import Language
+from ropewalk.patching import install
+from ropewalk.training.tasks.language import Language
 
 LENGTH = 32
 

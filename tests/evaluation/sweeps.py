@@ -6,20 +6,20 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from tests.data.tokenizers import byte_tokenizer, story
 from tests.evaluation.tiny_models import tiny
-from tests.tasks.tokenizers import byte_tokenizer, story
 
+from ropewalk.data.text import Text, text_of
 from ropewalk.evaluation.as_saved import as_saved
 from ropewalk.evaluation.cells import Cells
-from ropewalk.evaluation.engines.local import Local
 from ropewalk.evaluation.grid import Job, Unit, job_of
 from ropewalk.evaluation.identity import identity
+from ropewalk.evaluation.local_engine import Local
 from ropewalk.evaluation.plans import Target, build_plan
-from ropewalk.evaluation.read import Reader
+from ropewalk.evaluation.reader import Reader
 from ropewalk.evaluation.sweep_config import ModelEntry, SweepConfig, build_config
 from ropewalk.evaluation.sweep_run import report_indices
-from ropewalk.hf.loading import load_model
-from ropewalk.tasks.haystack import Text, text_of
+from ropewalk.hub.loading import load_model
 
 TEXT = text_of(story(120), "story")
 CONFIG: dict[str, Any] = {

@@ -7,20 +7,20 @@ from typing import Any
 
 import pytest
 import torch
+from tests.data.tokenizers import byte_tokenizer, story
 from tests.evaluation.runs import LENGTH, make_run
 from tests.evaluation.tiny_models import tiny
-from tests.tasks.tokenizers import byte_tokenizer, story
 
 from ropewalk.encodings.nope import NoPE
 from ropewalk.encodings.per_layer import PerLayer
 from ropewalk.encodings.rope import RoPE
 from ropewalk.errors import ArgumentError, MismatchedModelError
 from ropewalk.evaluation.arms import Arm, arms, split_rules
-from ropewalk.evaluation.subjects import Subjects
-from ropewalk.frequencies import NTK, Linear, YaRN
-from ropewalk.hf import handle_of, installed
-from ropewalk.hf.plan import Plan
-from ropewalk.tasks.language import Language
+from ropewalk.evaluation.evaluated_model import Subjects
+from ropewalk.hub.plan import Plan
+from ropewalk.patching import handle_of, installed
+from ropewalk.scaling import NTK, Linear, YaRN
+from ropewalk.training.tasks.language import Language
 
 TOKENS = torch.arange(40)[None] * 7 % 15 + 1
 

@@ -8,11 +8,12 @@ from typing import Any
 
 import pytest
 import torch
+from tests.data.tokenizers import byte_tokenizer
 from tests.evaluation.sweeps import CONFIG, TEXT, filled, needles_folder
 from tests.evaluation.tiny_models import tiny
-from tests.tasks.tokenizers import byte_tokenizer
 
-from ropewalk.analysis.measure import measure
+from ropewalk.analysis.calibration_pass import measure
+from ropewalk.data.text import draw_window
 from ropewalk.encodings.absolute import Learned
 from ropewalk.encodings.alibi import ALiBi
 from ropewalk.encodings.base import Encoding
@@ -25,18 +26,17 @@ from ropewalk.encodings.self_extend import SelfExtend
 from ropewalk.errors import ArgumentError
 from ropewalk.evaluation.as_saved import AsSaved, as_saved
 from ropewalk.evaluation.cells import Cell, Cells
-from ropewalk.evaluation.engines.local import Local
-from ropewalk.evaluation.engines.ray import _Worker
 from ropewalk.evaluation.grid import Windows, build_task
 from ropewalk.evaluation.likelihood import token_nll
-from ropewalk.evaluation.read import Reader
+from ropewalk.evaluation.local_engine import Local
+from ropewalk.evaluation.ray_engine import _Worker
+from ropewalk.evaluation.reader import Reader
 from ropewalk.evaluation.sweep_config import ModelEntry, build_config
 from ropewalk.evaluation.sweep_run import Loaded, Outcome, report_indices, run_sweep
-from ropewalk.frequencies import NTK, YaRN
-from ropewalk.hf import handle_of, install
-from ropewalk.hf.fingerprint import fingerprint
-from ropewalk.hf.loading import load_model
-from ropewalk.tasks.haystack import draw_window
+from ropewalk.hub.fingerprint import fingerprint
+from ropewalk.hub.loading import load_model
+from ropewalk.patching import handle_of, install
+from ropewalk.scaling import NTK, YaRN
 
 DOPE = {"rule": "ntk", "factor": 2.0, "dope": {"mode": "all", "heads": 2, "score": "band_entropy"}}
 TASKS = [

@@ -6,13 +6,13 @@ from typing import Any
 
 import pytest
 import torch
+from tests.data.tokenizers import byte_tokenizer, story
 from tests.evaluation.tiny_models import tiny
-from tests.tasks.tokenizers import byte_tokenizer, story
 
+from ropewalk.data.text import text_of
+from ropewalk.data.windows import Books
 from ropewalk.errors import ArgumentError
-from ropewalk.evaluation.by_position import Reading, multiples
-from ropewalk.tasks.books import Books
-from ropewalk.tasks.haystack import text_of
+from ropewalk.evaluation.likelihood import Reading, multiples
 
 TEXT = text_of(story(300), "story")
 

@@ -6,8 +6,8 @@ import pytest
 import torch
 from tests.evaluation.tiny_models import WINDOW, tiny
 
-from ropewalk.analysis.measure import measure
-from ropewalk.analysis.statistics import Statistics
+from ropewalk.analysis.calibration_pass import measure
+from ropewalk.analysis.head_statistics import Statistics
 from ropewalk.encodings.dope import READINGS, WHOLE_VECTOR, DoPE
 from ropewalk.encodings.per_layer import PerLayer
 from ropewalk.encodings.rope import RoPE
@@ -20,8 +20,8 @@ from ropewalk.evaluation.candidates import (
     rule_candidates,
     serving_scope,
 )
-from ropewalk.frequencies import NTK, DynamicNTK, Given, Linear, LongRoPE, YaRN, rules
-from ropewalk.hf import installed
+from ropewalk.patching import installed
+from ropewalk.scaling import NTK, DynamicNTK, Given, Linear, LongRoPE, YaRN, rules
 
 
 def schedules(candidate: Candidate) -> list[tuple[float, ...]]:

@@ -16,9 +16,9 @@ import pytest
 
 from ropewalk.errors import ArgumentError
 from ropewalk.evaluation.cells import CELLS, FORMAT, Cell, Cells
-from ropewalk.evaluation.compare import summarise
-from ropewalk.evaluation.content import cell_key, content_hash, reference
-from ropewalk.evaluation.score import Answer
+from ropewalk.evaluation.comparison import summarise
+from ropewalk.evaluation.identity import cell_key, content_hash, reference
+from ropewalk.evaluation.statistics import Answer
 
 PLAN, TASK = {"kind": "rope", "base": 10000.0}, {"task": "needle", "length": 300, "seed": 0}
 OF = "00000000000000aa", reference(PLAN), reference(TASK)

@@ -8,19 +8,19 @@ from typing import Any
 
 import pytest
 import torch
+from tests.data.tokenizers import byte_tokenizer, story, word_tokenizer
 from tests.evaluation.runs import LENGTH, make_run
 from tests.evaluation.tiny_models import tiny
-from tests.tasks.tokenizers import byte_tokenizer, story, word_tokenizer
 
+from ropewalk.data.minimal_pairs import Pair, Passage
 from ropewalk.encodings.absolute import Learned
 from ropewalk.errors import ArgumentError
 from ropewalk.evaluation import downstream
 from ropewalk.evaluation.arms import arms
 from ropewalk.evaluation.downstream import Found, blocks, check, measure
-from ropewalk.evaluation.store import Store, read_records
-from ropewalk.evaluation.subjects import Subjects
-from ropewalk.tasks.language import Language
-from ropewalk.tasks.pairs import Pair, Passage
+from ropewalk.evaluation.evaluated_model import Subjects
+from ropewalk.evaluation.records import Store, read_records
+from ropewalk.training.tasks.language import Language
 
 SENTENCES = ["The rope turns", "The rope spins long", "The lane", "The hook walks long", "rope", "yarn hemp yarn"]
 PAIRS = [Pair("short" if i % 2 else "long", SENTENCES[i], SENTENCES[i - 1]) for i in range(len(SENTENCES))]

@@ -9,8 +9,8 @@ import statistics
 
 import pytest
 
-from ropewalk.evaluation.furthest import against_first, lead
-from ropewalk.evaluation.score import holm
+from ropewalk.evaluation.comparison import against_first, lead
+from ropewalk.evaluation.statistics import holm
 
 _DRAWS = random.Random(4)
 # Windows differ more than arms do. `b` and `c` are below `a` by about 0.1, and `d` above it by next to nothing.

@@ -13,22 +13,22 @@ from typing import Any
 
 import pytest
 import torch
+from tests.data.tokenizers import word_tokenizer
 from tests.evaluation.sweeps import CONFIG, TEXT, LocalNeedles, needles_folder
-from tests.tasks.tokenizers import word_tokenizer
 
+from ropewalk.data.text import text_of
 from ropewalk.errors import ArgumentError, TooShortError
 from ropewalk.evaluation import grid
 from ropewalk.evaluation.cells import Cell, Cells
-from ropewalk.evaluation.content import reference
-from ropewalk.evaluation.engines.local import Local
 from ropewalk.evaluation.grid import Job, Unit, check_prompts
 from ropewalk.evaluation.halves import HalvedText, Windows
+from ropewalk.evaluation.identity import reference
 from ropewalk.evaluation.likelihood import token_nll
-from ropewalk.evaluation.read import Reader
-from ropewalk.hf import installed
-from ropewalk.tasks.haystack import text_of
-from ropewalk.tasks.prompts import REPORT_FIRST
-from ropewalk.tasks.reading import reading_task
+from ropewalk.evaluation.local_engine import Local
+from ropewalk.evaluation.reader import Reader
+from ropewalk.patching import installed
+from ropewalk.tasks.base import REPORT_FIRST
+from ropewalk.tasks.registry import reading_task
 from ropewalk.tasks.tracking import TrackingTask
 
 BOTH = CONFIG | {"tasks": [*CONFIG["tasks"], {"task": "perplexity", "text": "{folder}/text.txt"}], "seeds": [0, 1]}
@@ -297,7 +297,7 @@ def test_sliding_windows_begin_with_the_start_token_and_need_room_for_all_that_i
         return torch.zeros(newest or len(ids))
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("ropewalk.evaluation.by_position.token_nll", noted)
+        patch.setattr("ropewalk.evaluation.likelihood.token_nll", noted)
         windows.nll(Model(), starts[0], tokenizer)
     assert [len(ids) for ids in read] == [200] * 4 and {ids[0] for ids in read} == {tokenizer.bos_token_id}
     with pytest.raises(ArgumentError, match="windows of 350 tokens"):

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from ropewalk.encodings.rope import RoPE
 from ropewalk.evaluation.candidates import Candidate
 from ropewalk.evaluation.halving import halve, rounds
-from ropewalk.evaluation.score import Answer
-from ropewalk.evaluation.store import Store
+from ropewalk.evaluation.records import Store
+from ropewalk.evaluation.statistics import Answer
 
 
 class Sweep:

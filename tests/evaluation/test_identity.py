@@ -10,24 +10,24 @@ from typing import Any
 
 import pytest
 import torch
+from tests.data.tokenizers import byte_tokenizer
 from tests.evaluation.sweeps import CONFIG, TEXT, LocalNeedles, filled, needles_folder
 from tests.evaluation.tiny_models import tiny
-from tests.tasks.tokenizers import byte_tokenizer
 
 from ropewalk.encodings.pope import PoPE
 from ropewalk.encodings.rope import RoPE
-from ropewalk.evaluation import content
+from ropewalk.evaluation import identity as content
 from ropewalk.evaluation.candidates import Candidate
 from ropewalk.evaluation.cells import Cells
-from ropewalk.evaluation.engines.local import Local
 from ropewalk.evaluation.grid import job_of
 from ropewalk.evaluation.identity import differing, identity
+from ropewalk.evaluation.local_engine import Local
 from ropewalk.evaluation.plans import head_statistics
-from ropewalk.evaluation.read import Reader
+from ropewalk.evaluation.reader import Reader
 from ropewalk.evaluation.sweep_config import build_config
 from ropewalk.evaluation.sweep_run import run_sweep
-from ropewalk.hf import install
-from ropewalk.hf.loading import load_model
+from ropewalk.hub.loading import load_model
+from ropewalk.patching import install
 
 
 def one_weight(model: Any, tokenizer: Any) -> None:

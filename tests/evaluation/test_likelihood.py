@@ -4,17 +4,16 @@ from pathlib import Path
 
 import pytest
 import torch
+from tests.data.tokenizers import byte_tokenizer, story
 from tests.evaluation.tiny_models import tiny
-from tests.tasks.tokenizers import byte_tokenizer, story
 
+from ropewalk.data.text import text_of
 from ropewalk.encodings.rope import RoPE
 from ropewalk.evaluation import likelihood
 from ropewalk.evaluation.candidates import Candidate
-from ropewalk.evaluation.likelihood import short_cost, short_lengths, token_nll
-from ropewalk.evaluation.store import Store
-from ropewalk.evaluation.worst import WORST_NLL
-from ropewalk.frequencies import NTK
-from ropewalk.tasks.haystack import text_of
+from ropewalk.evaluation.likelihood import WORST_NLL, short_cost, short_lengths, token_nll
+from ropewalk.evaluation.records import Store
+from ropewalk.scaling import NTK
 
 ARMS = [Candidate("plain", RoPE(16)), Candidate("rule", RoPE(16, rule=NTK(4.0)))]
 

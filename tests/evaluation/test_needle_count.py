@@ -7,19 +7,19 @@ from collections.abc import Sequence
 from typing import Any
 
 import pytest
+from tests.data.tokenizers import byte_tokenizer, story
 from tests.evaluation.tiny_models import tiny
-from tests.tasks.tokenizers import byte_tokenizer, story
 
+from ropewalk.data.text import text_of
 from ropewalk.encodings.model_rotation import own_rotation
 from ropewalk.encodings.rope import RoPE
 from ropewalk.errors import ArgumentError
 from ropewalk.evaluation.candidates import Candidate
 from ropewalk.evaluation.needle_count import COUNTS, NeedleCount, fitting_counts, needle_count
-from ropewalk.evaluation.read import Reader
-from ropewalk.evaluation.score import Answer
-from ropewalk.evaluation.store import Store
+from ropewalk.evaluation.reader import Reader
+from ropewalk.evaluation.records import Store
+from ropewalk.evaluation.statistics import Answer
 from ropewalk.evaluation.sweep import Done, Sweep
-from ropewalk.tasks.haystack import text_of
 from ropewalk.tasks.needle import NeedleTask
 
 PLAIN = Candidate("plain", RoPE(16))

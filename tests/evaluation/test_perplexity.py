@@ -8,22 +8,22 @@ from typing import Any
 
 import pytest
 import torch
+from tests.data.tokenizers import byte_tokenizer, story, word_tokenizer
 from tests.evaluation.runs import LENGTH, make_run
 from tests.evaluation.tiny_models import tiny
-from tests.tasks.tokenizers import byte_tokenizer, story, word_tokenizer
 
+from ropewalk.data.corpus import Corpus
+from ropewalk.data.text import Text, text_of
+from ropewalk.data.windows import Books
 from ropewalk.encodings.nope import NoPE
 from ropewalk.encodings.rope import RoPE
 from ropewalk.errors import ArgumentError
 from ropewalk.evaluation.arms import arms
-from ropewalk.evaluation.by_position import Reading
+from ropewalk.evaluation.evaluated_model import Subjects
+from ropewalk.evaluation.likelihood import Reading
 from ropewalk.evaluation.perplexity import Curve, Study, curves, held_out, measure, training_length, windows_of
-from ropewalk.evaluation.store import Store
-from ropewalk.evaluation.subjects import Subjects
-from ropewalk.tasks.books import Books
-from ropewalk.tasks.corpus import Corpus
-from ropewalk.tasks.haystack import Text, text_of
-from ropewalk.tasks.language import Language
+from ropewalk.evaluation.records import Store
+from ropewalk.training.tasks.language import Language
 
 STORY = story(600)
 

@@ -20,8 +20,8 @@ from ropewalk.evaluation.cells import Cells
 from ropewalk.evaluation.plans import Target, build_plan, distinct, head_statistics
 from ropewalk.evaluation.remaps import REMAPS, remap_candidates
 from ropewalk.evaluation.sweep_config import DoPEEntry, PlanEntry
-from ropewalk.frequencies import NTK, Resonance, YaRN
-from ropewalk.hf.plan import Plan
+from ropewalk.hub.plan import Plan
+from ropewalk.scaling import NTK, Resonance, YaRN
 
 
 @pytest.fixture(scope="module")

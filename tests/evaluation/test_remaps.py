@@ -19,7 +19,7 @@ from ropewalk.encodings.self_extend import SelfExtend
 from ropewalk.errors import ArgumentError
 from ropewalk.evaluation.candidates import is_remap, rotation_to_stretch, rule_candidates
 from ropewalk.evaluation.remaps import remap_candidates, search_candidates, smallest_group
-from ropewalk.hf import installed
+from ropewalk.patching import installed
 
 
 @pytest.mark.parametrize(("original", "target"), [(256, 300), (256, 512), (8192, 11000), (8192, 16384), (100, 1000)])

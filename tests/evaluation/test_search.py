@@ -12,8 +12,8 @@ from ropewalk.errors import ArgumentError, RopewalkError
 from ropewalk.evaluation.candidates import Candidate
 from ropewalk.evaluation.cells import Cells
 from ropewalk.evaluation.plans import build_plan
-from ropewalk.evaluation.score import Answer
 from ropewalk.evaluation.search import Pick, best_of, search_plan
+from ropewalk.evaluation.statistics import Answer
 
 SEARCH = CONFIG | {"search": {"trials": 6, "prompts": 2, "space": {"heads": [1, 2, 3], "r": [2, 4]}}}
 

@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
+from ropewalk.data.minimal_pairs import Pair
 from ropewalk.evaluation.downstream import Found
-from ropewalk.evaluation.score import Answer, holm
 from ropewalk.evaluation.shares import groups
-from ropewalk.tasks.pairs import Pair
+from ropewalk.evaluation.statistics import Answer, holm
 
 PAIRS = [Pair(name, "g", "b", p) for name, p, n in (("a", "x", 8), ("b", "x", 2), ("c", "y", 4)) for _ in range(n)]
 

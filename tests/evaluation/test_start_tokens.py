@@ -8,17 +8,17 @@ from typing import Any
 
 import pytest
 import torch
+from tests.data.tokenizers import byte_tokenizer, story
 from tests.evaluation.tiny_models import tiny
-from tests.tasks.tokenizers import byte_tokenizer, story
 from tokenizers.processors import TemplateProcessing
 
+from ropewalk.data.text import draw_window, draw_window_with_start, draw_windows, text_of
 from ropewalk.encodings.rope import RoPE
 from ropewalk.evaluation.calibration import calibrate
 from ropewalk.evaluation.candidates import Candidate
 from ropewalk.evaluation.likelihood import short_cost
-from ropewalk.evaluation.store import Store
-from ropewalk.hf import installed
-from ropewalk.tasks.haystack import draw_window, draw_window_with_start, draw_windows, text_of
+from ropewalk.evaluation.records import Store
+from ropewalk.patching import installed
 
 TEXT = text_of(story(200), "story")
 RULE = Candidate("plain", RoPE(16))

@@ -4,21 +4,21 @@ import json
 from pathlib import Path
 
 import pytest
+from tests.data.tokenizers import byte_tokenizer, story
 from tests.evaluation.tiny_models import tiny
-from tests.tasks.tokenizers import byte_tokenizer, story
 
+from ropewalk.data.text import text_of
 from ropewalk.encodings.base import Encoding
 from ropewalk.encodings.dope import DoPE
 from ropewalk.encodings.rope import RoPE
 from ropewalk.evaluation.candidates import Candidate
-from ropewalk.evaluation.read import Reader
-from ropewalk.evaluation.score import Answer
-from ropewalk.evaluation.store import Store, read_records
+from ropewalk.evaluation.reader import Reader
+from ropewalk.evaluation.records import Store, read_records
+from ropewalk.evaluation.statistics import Answer
 from ropewalk.evaluation.sweep import Done, Sweep, mean_nll
-from ropewalk.frequencies import NTK
 from ropewalk.heads import HeadSelection
-from ropewalk.hf import installed
-from ropewalk.tasks.haystack import text_of
+from ropewalk.patching import installed
+from ropewalk.scaling import NTK
 from ropewalk.tasks.needle import NeedleTask
 
 TASK = NeedleTask(text_of(story(120), "story"), 220, depths=2)

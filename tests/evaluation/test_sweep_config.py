@@ -14,7 +14,7 @@ from ropewalk.evaluation.sweep_config import (
     build_config,
     read_config,
 )
-from ropewalk.tasks.prompts import REPORT_FIRST
+from ropewalk.tasks.base import REPORT_FIRST
 
 LEAST: dict[str, Any] = {"models": "smollm2", "plans": "plain", "tasks": "needle", "lengths": 300}
 

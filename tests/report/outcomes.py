@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+from ropewalk.data.text import text_of
 from ropewalk.encodings.dope import DoPE
 from ropewalk.encodings.rope import RoPE
 from ropewalk.encodings.self_extend import SelfExtend
 from ropewalk.evaluation.candidates import Candidate
-from ropewalk.evaluation.score import Answer
-from ropewalk.extend import Job, Outcome, decide
-from ropewalk.frequencies import NTK, Linear
+from ropewalk.evaluation.extend import Job, Outcome, decide
+from ropewalk.evaluation.statistics import Answer
 from ropewalk.heads import HeadSelection
-from ropewalk.tasks.haystack import text_of
+from ropewalk.scaling import NTK, Linear
 
 PLAIN = Candidate("plain", RoPE(16))
 SECOND = Candidate("linear x1.34", RoPE(16, rule=Linear(1.34)))

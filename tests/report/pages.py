@@ -8,7 +8,7 @@ from html.parser import HTMLParser
 
 import torch
 
-from ropewalk.report.page import (
+from ropewalk.report.kit.page import (
     Download,
     Folded,
     HeadChart,

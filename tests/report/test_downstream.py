@@ -9,13 +9,13 @@ from pathlib import Path
 import pytest
 from tests.report.test_perplexity import subject
 
+from ropewalk.data.minimal_pairs import Pair
 from ropewalk.evaluation.arms import Arm
 from ropewalk.evaluation.downstream import Found
-from ropewalk.evaluation.score import Answer
 from ropewalk.evaluation.shares import Group, groups
+from ropewalk.evaluation.statistics import Answer
 from ropewalk.report.downstream import Judgement, page, rows, verdict, write_report
-from ropewalk.report.markdown import markdown
-from ropewalk.tasks.pairs import Pair
+from ropewalk.report.kit.markdown import markdown
 
 PAIRS = [Pair(s, "g", "b", p) for s, p in (("a_set", "agreement"), ("b_set", "order")) for _ in range(4)]
 

@@ -12,15 +12,15 @@ import torch
 from tests.report.outcomes import DOPE, PLAIN, REMAP, RULE, SECOND, outcome
 from tests.report.pages import HOSTILE, Element, parsed
 
-from ropewalk.analysis.statistics import Statistics
+from ropewalk.analysis.head_statistics import Statistics
 from ropewalk.errors import ArgumentError
 from ropewalk.evaluation.calibration import FILE
 from ropewalk.evaluation.candidates import Candidate
+from ropewalk.evaluation.extend import Outcome
 from ropewalk.evaluation.needle_count import NeedleCount
-from ropewalk.evaluation.score import Answer
-from ropewalk.extend import Outcome
+from ropewalk.evaluation.statistics import Answer
 from ropewalk.report.extend_page import extend_page, write_report
-from ropewalk.report.markdown import markdown
+from ropewalk.report.kit.markdown import markdown
 from ropewalk.report.summary import verdict
 
 MODEL = {"name": "smollm2", "fingerprint": "ab" * 32}

@@ -12,17 +12,15 @@ import pytest
 import torch
 from matplotlib import colormaps
 from tests.evaluation.tiny_models import tiny
-from tests.hf import contents
+from tests.patching import contents
 from tests.reference.inspection import spearman
 from torch import Tensor
 
-from ropewalk.analysis.inspect import inspect
-from ropewalk.analysis.inspection import Inspection
+from ropewalk.analysis.inspect import Inspection, inspect
 from ropewalk.encodings.pope import PoPE
 from ropewalk.encodings.rope import RoPE
-from ropewalk.frequencies import NTK
-from ropewalk.hf import install
-from ropewalk.hf.plan import Plan
+from ropewalk.hub.plan import Plan
+from ropewalk.patching import install
 from ropewalk.report import head_figures
 from ropewalk.report.inspect import (
     SINK,
@@ -30,15 +28,17 @@ from ropewalk.report.inspect import (
     agreement_header,
     agreement_rows,
     facts,
+    inspect_page,
     named_scores,
     to_json,
     token_at,
     top_heads,
     top_rows,
     verdict,
+    write_inspection,
 )
-from ropewalk.report.inspect_page import inspect_page, write_inspection
-from ropewalk.report.page import Picture
+from ropewalk.report.kit.page import Picture
+from ropewalk.scaling import NTK
 
 IDS = torch.arange(110) * 37 % 590 + 3
 HOSTILE = "</script><script>alert(1)</script>"

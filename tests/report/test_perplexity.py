@@ -8,14 +8,14 @@ from typing import Any
 
 import pytest
 
+from ropewalk.data.text import text_of
+from ropewalk.data.windows import Books
 from ropewalk.evaluation.arms import Arm
-from ropewalk.evaluation.by_position import Reading
+from ropewalk.evaluation.evaluated_model import Subject
+from ropewalk.evaluation.likelihood import Reading
 from ropewalk.evaluation.perplexity import Study, curves
-from ropewalk.evaluation.subjects import Subject
-from ropewalk.report.markdown import markdown
+from ropewalk.report.kit.markdown import markdown
 from ropewalk.report.perplexity import header, page, perplexity_rows, title, verdict, what_was_read, write_report
-from ropewalk.tasks.books import Books
-from ropewalk.tasks.haystack import text_of
 
 
 def subject(name: str) -> Subject:

@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 from tests.report.pages import downloads, parsed
 
-from ropewalk.report.markdown import markdown
+from ropewalk.report.kit.markdown import markdown
 from ropewalk.report.recalibration import draw_curves, header, page, rows, verdict, write_report
 from ropewalk.training.held_out import HeldOut
-from ropewalk.training.recalibration import Outcome, Recalibration
+from ropewalk.training.recalibrate import Outcome, Recalibration
 
 WANTED = Recalibration("some/model", "pope", steps=20, length=512)
 BEFORE = HeldOut(2.9, {1: (3.0, 3.2), 2: (3.1,), 4: (3.3,)})

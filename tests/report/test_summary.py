@@ -8,8 +8,8 @@ import pytest
 from tests.report.outcomes import DOPE, PLAIN, REMAP, RULE, SECOND, answers, outcome
 
 from ropewalk.evaluation.candidates import Candidate
-from ropewalk.evaluation.score import Answer
-from ropewalk.extend import decide
+from ropewalk.evaluation.extend import decide
+from ropewalk.evaluation.statistics import Answer
 from ropewalk.report.summary import HEADER, evidence, final_rows, nll, readable, right, search_rows, verdict
 
 NTK_269 = "NTK with a factor of 2.69"

@@ -13,11 +13,11 @@ from tests.report.pages import parsed
 from ropewalk.encodings.rope import RoPE
 from ropewalk.evaluation.candidates import Candidate
 from ropewalk.evaluation.cells import Cell, Cells
-from ropewalk.evaluation.compare import compare
-from ropewalk.evaluation.content import cell_key
+from ropewalk.evaluation.comparison import compare
 from ropewalk.evaluation.grid import Condition
-from ropewalk.evaluation.score import Answer
+from ropewalk.evaluation.identity import cell_key
 from ropewalk.evaluation.search import Pick
+from ropewalk.evaluation.statistics import Answer
 from ropewalk.evaluation.sweep_config import build_config
 from ropewalk.evaluation.sweep_run import Outcome
 from ropewalk.report import sweep
@@ -201,7 +201,7 @@ def test_the_page_has_a_map_of_lengths_and_depths_for_each_plan(tmp_path: Path) 
 
 
 def test_of_many_plans_the_maps_of_the_best_are_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from ropewalk.report import sweep_maps as module
+    from ropewalk.report import sweep as module
 
     outcome, _ = made(tmp_path)
     here: list[Any] = outcome.comparisons
@@ -217,7 +217,7 @@ def test_of_many_plans_the_maps_of_the_best_are_shown(tmp_path: Path, monkeypatc
 def test_maps_of_further_plans_are_folded_and_that_is_said(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, most: int, folded: list[str]
 ) -> None:
-    monkeypatch.setattr("ropewalk.report.sweep_maps.MOST_MAPS", most)
+    monkeypatch.setattr("ropewalk.report.sweep.MOST_MAPS", most)
     outcome, cells = made(tmp_path / "cells")
     write_report(outcome, cells, "x", tmp_path)
     root = parsed((tmp_path / "report.html").read_text())

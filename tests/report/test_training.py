@@ -11,8 +11,8 @@ from tests.training.tiny import Echo, recipe
 
 from ropewalk.report.training import _styles, draw_curves, header, rows, title
 from ropewalk.training.compare import Comparison
-from ropewalk.training.named import NAMES
-from ropewalk.training.run import Result
+from ropewalk.training.presets import NAMES
+from ropewalk.training.runner import Result
 
 
 @dataclasses.dataclass(frozen=True)

@@ -8,11 +8,11 @@ import pytest
 from tests.report.pages import downloads, parsed
 from tests.training.tiny import Echo, recipe
 
-from ropewalk.report.markdown import markdown
-from ropewalk.report.training_page import training_page, verdict, write_report
+from ropewalk.report.kit.markdown import markdown
+from ropewalk.report.training import training_page, verdict, write_report
 from ropewalk.training.compare import Comparison
-from ropewalk.training.folder import RunFolder
-from ropewalk.training.run import Result
+from ropewalk.training.run_folder import RunFolder
+from ropewalk.training.runner import Result
 
 
 class Nats(Echo):

@@ -7,7 +7,7 @@ import re
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.tasks.tokenizers import byte_tokenizer, word_tokenizer
+from tests.data.tokenizers import byte_tokenizer, word_tokenizer
 
 from ropewalk.errors import ArgumentError
 from ropewalk.tasks.lookup import LAYOUTS, VALUES, LookupTask

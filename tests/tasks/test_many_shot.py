@@ -7,13 +7,13 @@ import re
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.tasks.tokenizers import byte_tokenizer, story, word_tokenizer
+from tests.data.tokenizers import byte_tokenizer, story, word_tokenizer
 
+from ropewalk.data.qa_problems import Problem, problems_of
 from ropewalk.errors import ArgumentError
-from ropewalk.evaluation.content import content_hash
+from ropewalk.evaluation.identity import content_hash
+from ropewalk.tasks.base import REPORT_FIRST
 from ropewalk.tasks.many_shot import ManyShotTask
-from ropewalk.tasks.prompts import REPORT_FIRST
-from ropewalk.tasks.questions import Problem, problems_of
 
 PROBLEMS = problems_of(
     [

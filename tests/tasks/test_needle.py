@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.tasks.tokenizers import byte_tokenizer, story, word_tokenizer
+from tests.data.tokenizers import byte_tokenizer, story, word_tokenizer
 
+from ropewalk.data.text import read_text, text_of
 from ropewalk.errors import ArgumentError
-from ropewalk.tasks.haystack import read_text, text_of
 from ropewalk.tasks.needle import NeedleTask, Wording
 from ropewalk.tasks.needle_kinds import KINDS, NeedleKind
 

@@ -7,10 +7,10 @@ import re
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.tasks.tokenizers import byte_tokenizer, story, word_tokenizer
+from tests.data.tokenizers import byte_tokenizer, story, word_tokenizer
 
+from ropewalk.data.text import text_of
 from ropewalk.errors import ArgumentError
-from ropewalk.tasks.haystack import text_of
 from ropewalk.tasks.tracking import TrackingTask
 
 TEXT = text_of(story(3000), "story")

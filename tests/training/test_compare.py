@@ -15,12 +15,13 @@ from torch import Tensor
 
 from ropewalk.errors import ArgumentError
 from ropewalk.training import compare as module
-from ropewalk.training import resumable, run
+from ropewalk.training import runner as resumable
+from ropewalk.training import runner as run
+from ropewalk.training.batches import Collator
 from ropewalk.training.compare import Comparison, check, compare
-from ropewalk.training.data import Collator
-from ropewalk.training.folder import RunFolder
-from ropewalk.training.recipe import ModelSize
-from ropewalk.training.run import Result
+from ropewalk.training.config import ModelSize
+from ropewalk.training.run_folder import RunFolder
+from ropewalk.training.runner import Result
 
 ROOT = Path(__file__).parents[2]
 

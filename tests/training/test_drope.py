@@ -9,13 +9,13 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.hf import families
+from tests.patching import families
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from ropewalk.encodings.nope import NoPE
 from ropewalk.encodings.rope import RoPE
 from ropewalk.errors import ArgumentError
-from ropewalk.hf import handle_of, install
+from ropewalk.patching import handle_of, install
 from ropewalk.training.drope import DropPositions, DropSchedule
 
 STEPS, DROP = 10, 6

@@ -7,9 +7,9 @@ import json
 import pytest
 import torch
 from datasets import Dataset
-from tests.hf import families
+from tests.patching import families
 
-from ropewalk.training.data import Rows
+from ropewalk.training.batches import Rows
 from ropewalk.training.held_out import HeldOut, recovered, windows
 
 L = 4

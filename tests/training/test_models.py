@@ -10,10 +10,10 @@ from tests.training.tiny import SIZE
 from torch import Tensor, nn
 
 from ropewalk.errors import ArgumentError
-from ropewalk.hf.handle import handle_of
+from ropewalk.patching.handle import handle_of
+from ropewalk.training.config import ModelSize
 from ropewalk.training.models import build_model, is_own, shape, sizes
-from ropewalk.training.named import NAMES, named
-from ropewalk.training.recipe import ModelSize
+from ropewalk.training.presets import NAMES, named
 
 
 def built(name: str, size: ModelSize = SIZE, seed: int = 0) -> nn.Module:

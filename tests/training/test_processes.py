@@ -11,8 +11,8 @@ import pytest
 from tests.training.tiny import losses, text_file, text_model
 
 import ropewalk
-from ropewalk.training.folder import RunFolder
 from ropewalk.training.held_out import HeldOut
+from ropewalk.training.run_folder import RunFolder
 
 pytestmark = pytest.mark.slow
 

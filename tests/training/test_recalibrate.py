@@ -11,20 +11,19 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from tests.training.test_run import Kill, Killed, Notes
+from tests.training.test_runner import Kill, Killed, Notes
 from tests.training.tiny import SIZE, losses, quick_collections, text_file, text_model
 
 import ropewalk
 from ropewalk.encodings.pope import PoPE
 from ropewalk.encodings.rope import RoPE
 from ropewalk.errors import ArgumentError, UnsupportedModelError
-from ropewalk.frequencies import YaRN
-from ropewalk.hf.handle import handle_of
-from ropewalk.tasks.language import Language
+from ropewalk.patching.handle import handle_of
+from ropewalk.scaling import YaRN
 from ropewalk.training import recalibrate as module
-from ropewalk.training.folder import RunFolder
-from ropewalk.training.recalibrate import recalibrate
-from ropewalk.training.recalibration import Outcome, Recalibration, _parts
+from ropewalk.training.recalibrate import Outcome, Recalibration, _parts, recalibrate
+from ropewalk.training.run_folder import RunFolder
+from ropewalk.training.tasks.language import Language
 
 LENGTH = 16
 

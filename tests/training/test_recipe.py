@@ -8,9 +8,16 @@ import pytest
 from tests.training.tiny import SIZE, recipe
 
 from ropewalk.errors import ArgumentError
-from ropewalk.training.chosen import build_task, trainable
-from ropewalk.training.named import check_names
-from ropewalk.training.recipe import SIZES, build_recipe, parse_changes, read_recipe, recipe_names
+from ropewalk.training.config import (
+    SIZES,
+    build_recipe,
+    build_task,
+    parse_changes,
+    read_recipe,
+    recipe_names,
+    trainable,
+)
+from ropewalk.training.presets import check_names
 
 CONTENT = {"model": {"hidden": 16, "heads": 2, "layers": 1}, "steps": 10, "batch": 4, "learning_rate": 1e-3}
 

@@ -8,9 +8,10 @@ import pytest
 from tests.training.tiny import Echo, text_file
 from transformers import AutoTokenizer
 
-from ropewalk.tasks.haystack import encode
-from ropewalk.tasks.language import CHARACTERS, Language
-from ropewalk.training.spelling import spelling
+from ropewalk.data.char_tokenizer import CHARACTERS
+from ropewalk.data.text import encode
+from ropewalk.training.models import spelling
+from ropewalk.training.tasks.language import Language
 
 
 @pytest.fixture(autouse=True)

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from tests.hf import families
+from tests.patching import families
 
 from ropewalk.encodings.nope import NoPE
 from ropewalk.encodings.per_layer import PerLayer
@@ -15,9 +15,9 @@ from ropewalk.encodings.rope import RoPE
 from ropewalk.encodings.rope_plus_plus import RoPEPlusPlus
 from ropewalk.encodings.xpos import XPos
 from ropewalk.errors import ArgumentError
-from ropewalk.frequencies import NTK, YaRN
-from ropewalk.hf import install
-from ropewalk.hf.handle import handle_of
+from ropewalk.patching import install
+from ropewalk.patching.handle import handle_of
+from ropewalk.scaling import NTK, YaRN
 from ropewalk.training.swap import SWAPS, check_fit, check_name, encoding_for, swap
 
 

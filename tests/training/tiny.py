@@ -12,13 +12,14 @@ from typing import Any, ClassVar
 import numpy as np
 from datasets import Dataset
 
-from ropewalk.hf.handle import handle_of
-from ropewalk.tasks.language import CHARACTERS, Language
-from ropewalk.tasks.sequences import NO_LABEL, SequenceTask
-from ropewalk.training.models import build_model, shape
-from ropewalk.training.named import named
-from ropewalk.training.recipe import ModelSize, Recipe
-from ropewalk.training.spelling import spelling
+from ropewalk.data.char_tokenizer import CHARACTERS
+from ropewalk.data.dataset_cache import NO_LABEL
+from ropewalk.patching.handle import handle_of
+from ropewalk.training.config import ModelSize, Recipe
+from ropewalk.training.models import build_model, shape, spelling
+from ropewalk.training.presets import named
+from ropewalk.training.tasks.base import SequenceTask
+from ropewalk.training.tasks.language import Language
 
 SIZE = ModelSize(hidden=16, heads=2, layers=2)
 

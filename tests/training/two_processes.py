@@ -10,9 +10,8 @@ from accelerate import PartialState, state
 from tests.training.tiny import Echo, recipe
 
 from ropewalk.training.compare import Comparison, compare
-from ropewalk.training.recalibrate import recalibrate
-from ropewalk.training.recalibration import Recalibration
-from ropewalk.training.recipe import parse_changes
+from ropewalk.training.config import parse_changes
+from ropewalk.training.recalibrate import Recalibration, recalibrate
 
 read = argparse.ArgumentParser()
 read.add_argument("out", type=Path)

@@ -7,15 +7,23 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
+from ropewalk.attention.blockwise import attend_biased, attend_scored
+from ropewalk.attention.mask import Visible, check_mask
 from ropewalk.attention.remapped import attend_remapped
-from ropewalk.attention.scored import attend_biased, attend_scored
-from ropewalk.attention.vectors import attend_vectors
-from ropewalk.attention.visible import Visible, check_mask
-from ropewalk.encodings.base import BiasModule, Encoding, EncodingModule, RotaryModule, ScoreModule
-from ropewalk.encodings.positions import Positions, is_run, of_queries_and_keys
+from ropewalk.attention.sdpa import attend_vectors
+from ropewalk.encodings.base import (
+    BiasModule,
+    Encoding,
+    EncodingModule,
+    Positions,
+    RotaryModule,
+    ScoreModule,
+    is_run,
+    of_queries_and_keys,
+)
 from ropewalk.encodings.remap import RemapModule
 from ropewalk.errors import ArgumentError
-from ropewalk.schedule import check_flag, is_finite_number
+from ropewalk.validation import check_flag, is_finite_number
 
 
 def attend(

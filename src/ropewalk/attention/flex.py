@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ropewalk.attention.visible import Visible
+from ropewalk.attention.mask import Visible
 
 
 def takes(q: Tensor, visible: Visible, dropout: float) -> bool:

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
+from ropewalk.attention.blockwise import attend_scored
+from ropewalk.attention.contiguous import Prefix, TokenRun, runs, shared_prefix
+from ropewalk.attention.mask import Visible, hiding
 from ropewalk.attention.merged import Band, Merger, attend_band
-from ropewalk.attention.runs import Prefix, TokenRun, runs, shared_prefix
-from ropewalk.attention.scored import attend_scored
-from ropewalk.attention.visible import Visible, hiding
 from ropewalk.encodings.remap import RemapModule, RemapPart
 
 

@@ -38,15 +38,15 @@ def measure_downstream(
 
     Run it again to go on where it was stopped; with more models or questions, only those are measured.
     """
+    from ropewalk.data.minimal_pairs import read_pairs, read_passages
     from ropewalk.errors import ArgumentError
     from ropewalk.evaluation.arms import arms, split_rules
     from ropewalk.evaluation.downstream import blocks, check, measure
+    from ropewalk.evaluation.evaluated_model import Subjects
     from ropewalk.evaluation.perplexity import training_length as common_length
+    from ropewalk.evaluation.records import Store
     from ropewalk.evaluation.shares import groups
-    from ropewalk.evaluation.store import Store
-    from ropewalk.evaluation.subjects import Subjects
     from ropewalk.report.downstream import Judgement, write_report
-    from ropewalk.tasks.pairs import read_pairs, read_passages
 
     if not pairs and not words:
         raise ArgumentError("pairs", pairs, "give a file or folder of minimal pairs, or passages as words, or both")

@@ -13,8 +13,8 @@ from ropewalk.cli.options import duration, given_command, plain_console, prepare
 
 if TYPE_CHECKING:
     from ropewalk.evaluation.as_saved import AsSaved
+    from ropewalk.evaluation.extend import Job, Outcome
     from ropewalk.evaluation.needle_count import NeedleCount
-    from ropewalk.extend import Job, Outcome
 
 
 _DEPTHS = (
@@ -52,12 +52,12 @@ def extend_model(
     seconds = duration(budget)
     folder = prepared_folder(out)
 
+    from ropewalk.data.text import read_text
     from ropewalk.errors import unknown_name
     from ropewalk.evaluation.as_saved import as_saved
-    from ropewalk.extend import Job, prepared_text
-    from ropewalk.hf.loading import load_model
-    from ropewalk.hf.when import WHEN
-    from ropewalk.tasks.haystack import read_text
+    from ropewalk.evaluation.extend import Job, prepared_text
+    from ropewalk.hub.loading import load_model
+    from ropewalk.patching.activation import WHEN
 
     if when not in WHEN:
         raise unknown_name("when", when, WHEN)
@@ -85,9 +85,9 @@ def extend_model(
 def _search(console: Console, model: Any, tokenizer: Any, job: Job, saved: AsSaved, folder: Path) -> Outcome:
     """Run the search with its records in the folder, and show how far it is."""
     from ropewalk.cli.progress import Watch
+    from ropewalk.evaluation.extend import extend
     from ropewalk.evaluation.identity import identity
-    from ropewalk.evaluation.store import Store
-    from ropewalk.extend import extend
+    from ropewalk.evaluation.records import Store
 
     with Store(folder / "results.jsonl", job.settings(saved.about, identity(model, tokenizer))) as store:
         tell_damage(console, store)
@@ -115,9 +115,9 @@ def _tell_needle_count(console: Console, count: NeedleCount) -> None:
 
 
 def _save(model: Any, about: dict[str, Any], outcome: Outcome, when: str, folder: Path, command: str) -> None:
-    from ropewalk.hf.plan import Plan
+    from ropewalk.hub.plan import Plan
     from ropewalk.report.extend_page import write_report
-    from ropewalk.report.figures import draw_final
+    from ropewalk.report.needle_figures import draw_final
     from ropewalk.report.summary import evidence
 
     assert outcome.winner is not None

@@ -12,7 +12,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn
 from ropewalk.cli.options import given_command, plain_console, prepared_folder, text_table
 
 if TYPE_CHECKING:
-    from ropewalk.analysis.inspection import Inspection
+    from ropewalk.analysis.inspect import Inspection
 
 # Tokens that are read unless told otherwise, where the model was trained on more.
 LENGTH = 4096
@@ -41,12 +41,12 @@ def inspect_model(
     folder = prepared_folder(out)
 
     from ropewalk.analysis.inspect import inspect
+    from ropewalk.data.text import read_text
     from ropewalk.errors import ArgumentError
-    from ropewalk.hf.loading import load_model
-    from ropewalk.hf.plan import Plan
-    from ropewalk.hf.reach import check_reach, reach
-    from ropewalk.report.inspect_page import write_inspection
-    from ropewalk.tasks.haystack import read_text
+    from ropewalk.hub.loading import load_model
+    from ropewalk.hub.plan import Plan
+    from ropewalk.patching.input_limits import check_reach, reach
+    from ropewalk.report.inspect import write_inspection
     from ropewalk.tasks.needle import NeedleTask
 
     if queries < 0:
@@ -76,7 +76,7 @@ def inspect_model(
 
 def _default_length(model: Any) -> int:
     from ropewalk.errors import ArgumentError
-    from ropewalk.hf.fingerprint import describe
+    from ropewalk.hub.fingerprint import describe
 
     trained = describe(model)["original_length"]
     if trained is None:
@@ -107,8 +107,8 @@ def _described(found: Inspection, tokenizer: Any, how: dict[str, Any]) -> Inspec
     """The inspection with what is known here about how it was made, and the texts of the tokens it points at."""
     import dataclasses
 
+    from ropewalk.data.text import spelled
     from ropewalk.evaluation.provenance import provenance
-    from ropewalk.tasks.haystack import spelled
 
     places = sorted(set(found["sinks.largest_at"].flatten().tolist()))
     texts = {str(place): spelled(tokenizer, int(found["tokens"][place])) for place in places}

@@ -21,12 +21,12 @@ def list_names(
 
 def summaries() -> dict[str, dict[str, str]]:
     """One line on every encoding, rule, score and task from the registries: {group: {name: summary}}."""
-    from ropewalk.analysis.scores import SCORES
+    from ropewalk.analysis.head_scores import SCORES
     from ropewalk.encodings.base import encodings
-    from ropewalk.frequencies import rules
-    from ropewalk.tasks.reading import reading_tasks
-    from ropewalk.training.chosen import trainable
-    from ropewalk.training.named import summaries as to_train
+    from ropewalk.scaling import rules
+    from ropewalk.tasks.registry import reading_tasks
+    from ropewalk.training.config import trainable
+    from ropewalk.training.presets import summaries as to_train
 
     return {
         "encodings": {name: kind.summary for name, kind in sorted(encodings().items())},

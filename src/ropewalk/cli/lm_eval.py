@@ -17,7 +17,7 @@ def run_harness(ctx: typer.Context) -> None:
     try:
         from lm_eval.__main__ import cli_evaluate
 
-        from ropewalk.evaluation.harness import register
+        from ropewalk.evaluation.lm_eval import register
     except ImportError as error:
         if error.name is not None and error.name.split(".")[0] == "ropewalk":
             raise

@@ -31,15 +31,15 @@ def measure_needles(
     trust_remote_code: Annotated[bool, typer.Option(help="Run code that a model brings along.")] = False,
 ) -> None:
     """Hide numbers in a long text and ask the model for them."""
+    from ropewalk.data.text import read_text
     from ropewalk.errors import ArgumentError
     from ropewalk.evaluation.identity import identity
-    from ropewalk.evaluation.read import Reader
-    from ropewalk.hf.fingerprint import describe
-    from ropewalk.hf.handle import handle_of
-    from ropewalk.hf.loading import load_model
-    from ropewalk.hf.plan import Plan
-    from ropewalk.hf.reach import check_reach, reach
-    from ropewalk.tasks.haystack import read_text
+    from ropewalk.evaluation.reader import Reader
+    from ropewalk.hub.fingerprint import describe
+    from ropewalk.hub.loading import load_model
+    from ropewalk.hub.plan import Plan
+    from ropewalk.patching.handle import handle_of
+    from ropewalk.patching.input_limits import check_reach, reach
     from ropewalk.tasks.needle import NeedleTask
 
     saved = Plan.from_pretrained(plan) if plan else None
@@ -70,8 +70,8 @@ def measure_needles(
 
 
 def _answers(reader: Any, task: Any, number: int, out: str, settings: dict[str, Any], console: Console) -> list[Any]:
-    from ropewalk.evaluation.score import Answer
-    from ropewalk.evaluation.store import Store
+    from ropewalk.evaluation.records import Store
+    from ropewalk.evaluation.statistics import Answer
 
     found: list[Any] = []
     with Store(Path(out), settings) if out else nullcontext() as store:

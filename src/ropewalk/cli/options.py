@@ -16,7 +16,7 @@ from rich.table import Table
 from ropewalk.errors import ArgumentError
 
 if TYPE_CHECKING:
-    from ropewalk.evaluation.store import Store
+    from ropewalk.evaluation.records import Store
 
 RULES = "Length rules and remaps with commas, such as yarn,self_extend:2048/5: a row each for every model that rotates."
 _UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0, "": 1.0}

@@ -45,14 +45,14 @@ def measure_perplexity(
 
     Run it again to go on where it was stopped; with more models, only those are measured.
     """
+    from ropewalk.data.windows import Books
     from ropewalk.evaluation.arms import arms, split_rules
-    from ropewalk.evaluation.by_position import Reading
+    from ropewalk.evaluation.evaluated_model import Subjects
+    from ropewalk.evaluation.likelihood import Reading
     from ropewalk.evaluation.perplexity import Study, held_out, measure, windows_of
     from ropewalk.evaluation.perplexity import training_length as common_length
-    from ropewalk.evaluation.store import Store
-    from ropewalk.evaluation.subjects import Subjects
+    from ropewalk.evaluation.records import Store
     from ropewalk.report.perplexity import write_report
-    from ropewalk.tasks.books import Books
 
     names = split_rules(rules)
     subjects = Subjects(models, trust_remote_code)

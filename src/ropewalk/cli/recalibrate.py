@@ -12,7 +12,7 @@ from ropewalk.cli.options import given_command, text_table
 from ropewalk.cli.train import is_first_process, together
 
 if TYPE_CHECKING:
-    from ropewalk.training.recalibration import Outcome, Recalibration
+    from ropewalk.training.recalibrate import Outcome, Recalibration
 
 
 def recalibrate_model(
@@ -47,7 +47,7 @@ def recalibrate_model(
 
     Under `torchrun` or `accelerate launch` all processes train together. Run it again to go on where it was stopped.
     """
-    from ropewalk.training.recalibration import Recalibration
+    from ropewalk.training.recalibrate import Recalibration
 
     wanted = Recalibration(
         model=model,

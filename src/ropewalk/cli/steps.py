@@ -11,7 +11,7 @@ from rich.progress import MofNCompleteColumn, ProgressColumn, Task
 from rich.text import Text
 
 from ropewalk.cli.progress import bar, clock
-from ropewalk.training.figures import figure_text
+from ropewalk.training.metrics import figure_text
 
 
 class Steps:

@@ -57,7 +57,7 @@ def sweep_plans(
         _tell_damage(console, cells)
         ray: Any = None
         if engine == "ray":
-            from ropewalk.evaluation.engines.ray import connected
+            from ropewalk.evaluation.ray_engine import connected
 
             ray = stack.enter_context(connected(address))
         prepared_folder(out)
@@ -72,13 +72,13 @@ def sweep_plans(
 
 def _engine_of(ray: Any, cells: Cells, workers: int, watch: Any) -> Any:
     """What makes the engine for a loaded model."""
-    from ropewalk.evaluation.engines.local import Local
-    from ropewalk.evaluation.read import Reader
+    from ropewalk.evaluation.local_engine import Local
+    from ropewalk.evaluation.reader import Reader
 
     def make(loaded: Any) -> Any:
         if ray is None:
             return Local(Reader(loaded.model, loaded.tokenizer), cells, watch.start, watch.done)
-        from ropewalk.evaluation.engines.ray import RayEngine
+        from ropewalk.evaluation.ray_engine import RayEngine
 
         return RayEngine(ray, loaded.entry, loaded.identity, cells, workers, watch.start, watch.done)
 
@@ -110,8 +110,8 @@ def _work(config: Path, out: Path, threads: int, parent: int) -> None:
     import torch
 
     from ropewalk.evaluation.cells import Cells
-    from ropewalk.evaluation.engines.local import Local
-    from ropewalk.evaluation.read import Reader
+    from ropewalk.evaluation.local_engine import Local
+    from ropewalk.evaluation.reader import Reader
     from ropewalk.evaluation.sweep_config import read_config
     from ropewalk.evaluation.sweep_run import run_sweep
 

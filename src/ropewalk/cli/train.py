@@ -39,18 +39,17 @@ def train_models(
 
     Under `torchrun` or `accelerate launch` all processes train together. Run it again to go on where it was stopped.
     """
-    from ropewalk.training.named import split_names
-    from ropewalk.training.recipe import parse_changes
+    from ropewalk.training.config import parse_changes
+    from ropewalk.training.presets import split_names
 
     asked = None if encoding is None else split_names(encoding)
     wanted = parse_changes(changes or [])
     if steps:
         wanted["steps"] = steps
 
-    from ropewalk.report.training_page import write_report
-    from ropewalk.training.chosen import build_task
+    from ropewalk.report.training import write_report
     from ropewalk.training.compare import Comparison, compare
-    from ropewalk.training.recipe import read_recipe
+    from ropewalk.training.config import build_task, read_recipe
 
     recipe = read_recipe(task, size, wanted)
     names = asked or recipe.encodings
@@ -107,7 +106,7 @@ def _watch(console: Console, comparison: Comparison) -> Iterator[Any]:
 
 
 def _tell_left_out(console: Console, comparison: Comparison) -> None:
-    from ropewalk.training.run import left_out
+    from ropewalk.training.runner import left_out
 
     problems = left_out(comparison.task)
     if problems:

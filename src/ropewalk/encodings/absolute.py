@@ -10,7 +10,8 @@ from torch import Tensor
 
 from ropewalk.encodings.base import AbsoluteModule, Encoding
 from ropewalk.errors import ArgumentError, unknown_name
-from ropewalk.schedule import check_base, check_length, check_positive, check_rotary_dim, default_schedule
+from ropewalk.scaling.base import default_schedule
+from ropewalk.validation import check_base, check_length, check_positive, check_rotary_dim
 
 LAYOUTS = ("interleaved", "half")
 

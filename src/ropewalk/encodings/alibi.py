@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ropewalk.encodings.base import BiasModule, Encoding
-from ropewalk.schedule import check_count
+from ropewalk.validation import check_count
 
 
 @dataclasses.dataclass(frozen=True)

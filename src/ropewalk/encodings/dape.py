@@ -9,10 +9,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import leaky_relu, linear
 
-from ropewalk.encodings.base import BiasModule, Encoding, ScoreModule
-from ropewalk.encodings.products import grouped_products
+from ropewalk.encodings.base import BiasModule, Encoding, ScoreModule, grouped_products
 from ropewalk.errors import ArgumentError
-from ropewalk.schedule import check_count
+from ropewalk.validation import check_count
 
 
 @dataclasses.dataclass(frozen=True)

@@ -12,7 +12,7 @@ from torch.nn.functional import conv2d, leaky_relu, pad
 from ropewalk.encodings.base import Encoding, ScoreModule
 from ropewalk.encodings.dape import bias_module, check_bias, check_heads, scaled_products
 from ropewalk.errors import ArgumentError
-from ropewalk.schedule import check_count
+from ropewalk.validation import check_count
 
 
 @dataclasses.dataclass(frozen=True)

@@ -8,11 +8,10 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from ropewalk.encodings.base import Encoding, Tables
+from ropewalk.encodings.base import Encoding, Positions, Tables
 from ropewalk.encodings.nope import NoPEModule
-from ropewalk.encodings.positions import Positions
 from ropewalk.errors import ArgumentError
-from ropewalk.schedule import check_length, is_finite_number
+from ropewalk.validation import check_length, is_finite_number
 
 
 @dataclasses.dataclass(frozen=True)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ropewalk.encodings.remap import Remap, RemapModule, RemapPart
 from ropewalk.errors import ArgumentError
-from ropewalk.schedule import check_length
+from ropewalk.validation import check_length
 
 
 @dataclasses.dataclass(frozen=True)

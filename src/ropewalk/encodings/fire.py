@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ropewalk.encodings.base import BiasModule, Encoding
-from ropewalk.schedule import check_count, check_positive
+from ropewalk.validation import check_count, check_positive
 
 LEAST_C = 1e-8  # keeps 0 / 0 out should c ever be exactly 0; a c of normal size doesn't feel it
 

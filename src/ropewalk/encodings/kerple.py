@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ropewalk.encodings.base import BiasModule, Encoding
 from ropewalk.errors import unknown_name
-from ropewalk.schedule import check_count
+from ropewalk.validation import check_count
 
 FORMS = ("log", "power")
 LEAST = 0.01  # r1 and r2 stay above it, as in the authors' code

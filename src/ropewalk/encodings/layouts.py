@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ropewalk.errors import ArgumentError
-from ropewalk.schedule import check_rotary_dim
+from ropewalk.validation import check_rotary_dim
 
 
 def to_interleaved(weight: Tensor, num_heads: int, rotary_dim: int | None = None) -> Tensor:

@@ -15,8 +15,8 @@ from ropewalk.encodings.base import Encoding
 from ropewalk.encodings.per_layer import PerLayer
 from ropewalk.encodings.rope import LAYOUTS, RoPE, rotate
 from ropewalk.errors import ArgumentError, UnsupportedModelError
-from ropewalk.frequencies import Given, Rule, rule_from_hf
-from ropewalk.functions import global_names, innermost_globals
+from ropewalk.rebind import global_names, innermost_globals
+from ropewalk.scaling import Given, Rule, rule_from_hf
 
 APPLY = "apply_rotary_pos_emb"
 HOOKED = "_old_forward"  # where accelerate's device hooks keep the forward that they wrap

@@ -8,8 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from ropewalk.encodings.base import Encoding, RotaryModule, Tables
-from ropewalk.encodings.positions import Positions, of_queries_and_keys
+from ropewalk.encodings.base import Encoding, Positions, RotaryModule, Tables, of_queries_and_keys
 
 
 @dataclasses.dataclass(frozen=True)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ropewalk.encodings.base import Encoding, RotaryModule, Tables
 from ropewalk.errors import ArgumentError, unknown_name
-from ropewalk.schedule import check_base, check_count
+from ropewalk.validation import check_base, check_count
 
 DELTAS = ("zero", "uniform", "none")
 BOUNDS = ("clamp", "free")

@@ -9,9 +9,8 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
-from ropewalk.encodings.base import Encoding, ScoreModule, Tables
+from ropewalk.encodings.base import Encoding, ScoreModule, Tables, grouped_products
 from ropewalk.encodings.per_layer import PerLayer
-from ropewalk.encodings.products import grouped_products
 from ropewalk.encodings.rope import RoPE, RoPEModule
 from ropewalk.errors import ArgumentError
 

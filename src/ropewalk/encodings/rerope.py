@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ropewalk.encodings.remap import Remap, RemapModule, RemapPart, near_and_far
 from ropewalk.errors import ArgumentError
-from ropewalk.schedule import check_length, check_positive
+from ropewalk.validation import check_length, check_positive
 
 
 @dataclasses.dataclass(frozen=True)

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from ropewalk.encodings.base import Encoding, RotaryModule, Tables
 from ropewalk.errors import ArgumentError, unknown_name
-from ropewalk.schedule import Rule, Schedule, check_base, check_rotary_dim, default_schedule
+from ropewalk.scaling.base import Rule, Schedule, default_schedule
+from ropewalk.validation import check_base, check_rotary_dim
 
 LAYOUTS = ("half", "interleaved")
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ropewalk.encodings.remap import Remap, RemapModule, RemapPart, near_and_far
-from ropewalk.schedule import check_length
+from ropewalk.validation import check_length
 
 
 @dataclasses.dataclass(frozen=True)

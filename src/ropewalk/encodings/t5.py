@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ropewalk.encodings.base import BiasModule, Encoding
 from ropewalk.errors import ArgumentError
-from ropewalk.schedule import check_count, check_flag
+from ropewalk.validation import check_count, check_flag
 
 
 @dataclasses.dataclass(frozen=True)

@@ -12,7 +12,8 @@ from torch import Tensor
 from ropewalk.encodings.base import Encoding, RotaryModule, Tables
 from ropewalk.encodings.rope import LAYOUTS, rotate, rotation_tables, spread
 from ropewalk.errors import ArgumentError, unknown_name
-from ropewalk.schedule import check_base, check_positive, check_rotary_dim, default_schedule
+from ropewalk.scaling.base import default_schedule
+from ropewalk.validation import check_base, check_positive, check_rotary_dim
 
 # Queries and keys are scaled by 2^-50 to 2^50, so a product of two scales is in 2^-100 .. 2^100, which leaves the
 # content room in float32 (2^-126 .. 2^128) for whatever pair: a key that stands after its query, which a mask hides in

@@ -14,12 +14,12 @@ from ropewalk.encodings.base import Encoding
 from ropewalk.encodings.per_layer import PerLayer
 from ropewalk.encodings.rope import RoPE
 from ropewalk.errors import ArgumentError, MismatchedModelError
+from ropewalk.evaluation.evaluated_model import Subject
 from ropewalk.evaluation.remaps import is_remap_name, named_remap
-from ropewalk.evaluation.subjects import Subject
-from ropewalk.frequencies import DynamicNTK, Rule, rule_for
-from ropewalk.hf import handle_of, install, installed
-from ropewalk.hf.fingerprint import ARCHITECTURE
-from ropewalk.hf.plan import Plan
+from ropewalk.hub.fingerprint import ARCHITECTURE
+from ropewalk.hub.plan import Plan
+from ropewalk.patching import handle_of, install, installed
+from ropewalk.scaling import DynamicNTK, Rule, rule_for
 
 
 @dataclasses.dataclass(frozen=True)

@@ -16,8 +16,8 @@ from ropewalk.encodings.per_layer import PerLayer
 from ropewalk.encodings.rope import RoPE
 from ropewalk.errors import ArgumentError
 from ropewalk.evaluation.candidates import is_rope, rotation_to_stretch
-from ropewalk.hf.fingerprint import describe, learned_fingerprint
-from ropewalk.hf.handle import handle_of
+from ropewalk.hub.fingerprint import describe, learned_fingerprint
+from ropewalk.patching.handle import handle_of
 
 
 @dataclass(frozen=True)

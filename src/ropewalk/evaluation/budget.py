@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 
-from ropewalk.evaluation.store import Store
+from ropewalk.evaluation.records import Store
 
 
 class Clock:

@@ -11,12 +11,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from ropewalk.analysis.measure import measure
-from ropewalk.analysis.statistics import Statistics
+from ropewalk.analysis.calibration_pass import measure
+from ropewalk.analysis.head_statistics import Statistics
+from ropewalk.data.text import Text, draw_window_with_start, start_of
 from ropewalk.errors import RopewalkError
 from ropewalk.evaluation.candidates import Candidate
-from ropewalk.evaluation.store import Store
-from ropewalk.tasks.haystack import Text, draw_window_with_start, start_of
+from ropewalk.evaluation.records import Store
 
 FILE = "statistics.safetensors"
 

@@ -10,7 +10,7 @@ from typing import Any, TypeGuard
 import torch
 from torch import nn
 
-from ropewalk.analysis.statistics import Statistics
+from ropewalk.analysis.head_statistics import Statistics
 from ropewalk.encodings.base import Encoding
 from ropewalk.encodings.dope import WHOLE_VECTOR, DoPE
 from ropewalk.encodings.model_rotation import model_config, own_rotation, rotary_layers
@@ -18,9 +18,9 @@ from ropewalk.encodings.per_layer import PerLayer
 from ropewalk.encodings.remap import Remap
 from ropewalk.encodings.rope import RoPE
 from ropewalk.errors import ArgumentError, UnsupportedModelError
-from ropewalk.frequencies import NTK, DynamicNTK, Linear, Llama3, LongRoPE, NTKByParts, Resonance, Rule, YaRN, rule_for
 from ropewalk.heads import HeadSelection
-from ropewalk.hf import installed
+from ropewalk.patching import installed
+from ropewalk.scaling import NTK, DynamicNTK, Linear, Llama3, LongRoPE, NTKByParts, Resonance, Rule, YaRN, rule_for
 
 # (rule, multiples of target / original that serve as its factor); None where the rule has no factor. The order is
 # that of promise, so that a small budget tries the likeliest first: past the training length a factor well above

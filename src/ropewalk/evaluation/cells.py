@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ropewalk.errors import ArgumentError
-from ropewalk.evaluation.claims import Claims
-from ropewalk.evaluation.score import Answer
-from ropewalk.files import one_line_errors
+from ropewalk.evaluation.byte_locks import Claims
+from ropewalk.evaluation.statistics import Answer
+from ropewalk.io import one_line_errors
 
 FORMAT, VERSION = "ropewalk.cells", 1
 CELLS, CLAIMS = "cells", "claims"

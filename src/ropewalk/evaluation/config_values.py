@@ -50,10 +50,3 @@ def text(value: Any, where: str) -> str:
     if not isinstance(value, str) or not value:
         raise ArgumentError(where, value, "must be a text")
     return value
-
-
-def check_distinct(name: str, values: Sequence[Any], remedy: str) -> None:
-    """Refuse a value that is there twice."""
-    for number, value in enumerate(values):
-        if value in values[:number]:
-            raise ArgumentError(name, value, f"is there twice; {remedy}")

@@ -11,14 +11,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ropewalk.data.minimal_pairs import Pair, Passage
 from ropewalk.errors import ArgumentError
 from ropewalk.evaluation.arms import Arm
+from ropewalk.evaluation.evaluated_model import Subjects
+from ropewalk.evaluation.likelihood import bounded
 from ropewalk.evaluation.missing import records_of
-from ropewalk.evaluation.score import Answer
-from ropewalk.evaluation.store import Store
-from ropewalk.evaluation.subjects import Subjects
-from ropewalk.evaluation.worst import bounded
-from ropewalk.tasks.pairs import Pair, Passage
+from ropewalk.evaluation.records import Store
+from ropewalk.evaluation.statistics import Answer
 
 # Measured and recorded together, so what a stopped run loses at most.
 BLOCK = 100

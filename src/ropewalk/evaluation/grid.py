@@ -8,21 +8,21 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from ropewalk.data.text import DEMO, read_text
 from ropewalk.errors import TooShortError
 from ropewalk.evaluation.candidates import Candidate
 from ropewalk.evaluation.cells import Cell, Cells
-from ropewalk.evaluation.content import cell_key, reference
 from ropewalk.evaluation.halves import WINDOWS, HalvedText, Windows
-from ropewalk.evaluation.read import Reader
-from ropewalk.evaluation.score import Answer
-from ropewalk.evaluation.shared import SharedReading
+from ropewalk.evaluation.identity import cell_key, reference
+from ropewalk.evaluation.prefix_sharing import SharedReading
+from ropewalk.evaluation.reader import Reader
+from ropewalk.evaluation.statistics import Answer
 from ropewalk.evaluation.sweep_config import SweepConfig, TaskEntry
-from ropewalk.hf import installed
-from ropewalk.tasks.haystack import DEMO, read_text
+from ropewalk.patching import installed
+from ropewalk.tasks.base import PromptTask
 from ropewalk.tasks.many_shot import ManyShotTask
 from ropewalk.tasks.needle import NeedleTask
-from ropewalk.tasks.prompts import PromptTask
-from ropewalk.tasks.reading import reading_task
+from ropewalk.tasks.registry import reading_task
 from ropewalk.tasks.tracking import TrackingTask
 
 

@@ -12,12 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ropewalk.errors import ArgumentError
-from ropewalk.evaluation.by_position import FULL, Reading
-from ropewalk.evaluation.config_values import text as checked_text
-from ropewalk.evaluation.likelihood import token_nll
-from ropewalk.evaluation.worst import bounded
-from ropewalk.tasks.haystack import (
+from ropewalk.data.text import (
     DEMO,
     Text,
     characters_per_token,
@@ -26,9 +21,12 @@ from ropewalk.tasks.haystack import (
     start_of,
     text_of,
 )
+from ropewalk.errors import ArgumentError
+from ropewalk.evaluation.config_values import text as checked_text
+from ropewalk.evaluation.likelihood import FULL, Reading, bounded, token_nll
+from ropewalk.tasks.base import Prompt, halved, prompt_indices
 from ropewalk.tasks.many_shot import HALVES
 from ropewalk.tasks.needle import NeedleTask
-from ropewalk.tasks.prompts import Prompt, halved, prompt_indices
 from ropewalk.tasks.tracking import TrackingTask
 
 WINDOWS, WINDOWS_OPTIONS = "perplexity", ("text", "way", "stride")

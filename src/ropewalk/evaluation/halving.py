@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from ropewalk.evaluation.candidates import Candidate
-from ropewalk.evaluation.score import Answer
+from ropewalk.evaluation.statistics import Answer
 from ropewalk.evaluation.sweep import Sweep, mean_nll
-from ropewalk.tasks.prompts import PromptTask
+from ropewalk.tasks.base import PromptTask
 
 
 def rounds(candidates: int, units: int) -> list[int]:

@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
 
 from ropewalk.evaluation.arms import Arm
-from ropewalk.evaluation.store import Store
-from ropewalk.evaluation.subjects import Subjects
+from ropewalk.evaluation.evaluated_model import Subjects
+from ropewalk.evaluation.records import Store
 
 Unit = TypeVar("Unit")
 

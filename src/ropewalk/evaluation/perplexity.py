@@ -10,19 +10,17 @@ from typing import Any
 
 import torch
 
+from ropewalk.data.corpus import Corpus
+from ropewalk.data.text import Text, read_text, start_of
+from ropewalk.data.windows import WHOLE, Books
 from ropewalk.errors import ArgumentError
 from ropewalk.evaluation.arms import Arm
-from ropewalk.evaluation.by_position import FULL, Reading
-from ropewalk.evaluation.compare import Against
-from ropewalk.evaluation.furthest import Lead, against_first, lead
+from ropewalk.evaluation.comparison import Against, Lead, against_first, lead
+from ropewalk.evaluation.evaluated_model import Subject, Subjects
+from ropewalk.evaluation.likelihood import FULL, Reading, bounded
 from ropewalk.evaluation.missing import records_of
-from ropewalk.evaluation.score import Estimate, mean_interval
-from ropewalk.evaluation.store import Store
-from ropewalk.evaluation.subjects import Subject, Subjects
-from ropewalk.evaluation.worst import bounded
-from ropewalk.tasks.books import WHOLE, Books, training_text
-from ropewalk.tasks.corpus import Corpus
-from ropewalk.tasks.haystack import Text, read_text, start_of
+from ropewalk.evaluation.records import Store
+from ropewalk.evaluation.statistics import Estimate, mean_interval
 
 
 @dataclasses.dataclass(frozen=True)
@@ -237,7 +235,7 @@ def _trained_on(subject: Subject, text: Text) -> Text | Corpus | None:
     if task.text != text.name and task.text.startswith("hf:"):
         return None  # a data set is read from the network: other names are taken for other texts
     try:
-        read = training_text(task)
+        read = task.corpus
     except ArgumentError:
         return None  # its file is gone
     if not text.text.startswith(read.read(end=len(text.text))):

@@ -12,8 +12,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from ropewalk.analysis.measure import measure
-from ropewalk.analysis.statistics import Statistics
+from ropewalk.analysis.calibration_pass import measure
+from ropewalk.analysis.head_statistics import Statistics
+from ropewalk.data.text import Text, draw_window_with_start, start_of
 from ropewalk.encodings.base import Encoding
 from ropewalk.encodings.dope import DoPE
 from ropewalk.encodings.per_layer import PerLayer
@@ -23,14 +24,13 @@ from ropewalk.errors import ArgumentError, DamagedFileError, RopewalkError
 from ropewalk.evaluation.as_saved import AsSaved
 from ropewalk.evaluation.candidates import Candidate
 from ropewalk.evaluation.cells import Cells
-from ropewalk.evaluation.content import content_hash, reference
+from ropewalk.evaluation.identity import content_hash, reference
 from ropewalk.evaluation.remaps import check_serves, named_remap
 from ropewalk.evaluation.sweep_config import PLAIN, DoPEEntry, PlanEntry, SweepConfig
-from ropewalk.files import one_line_errors
-from ropewalk.frequencies import Resonance, Rule, rule_for
-from ropewalk.hf.fingerprint import ARCHITECTURE
-from ropewalk.hf.plan import Plan
-from ropewalk.tasks.haystack import Text, draw_window_with_start, start_of
+from ropewalk.hub.fingerprint import ARCHITECTURE
+from ropewalk.hub.plan import Plan
+from ropewalk.io import one_line_errors
+from ropewalk.scaling import Resonance, Rule, rule_for
 
 STATISTICS = "statistics"
 # Where in the calibration text the window begins, and how often to look whether another process has measured it.

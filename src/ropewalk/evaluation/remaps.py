@@ -20,7 +20,7 @@ from ropewalk.encodings.rope import RoPE
 from ropewalk.encodings.self_extend import SelfExtend
 from ropewalk.errors import ArgumentError, RopewalkError, unknown_name
 from ropewalk.evaluation.candidates import Candidate, rule_candidates
-from ropewalk.hf import installed
+from ropewalk.patching import installed
 
 # The kinds by name, with the settings that a search tries: windows as a share of the training length, likeliest first,
 # and for Self-Extend the share of it under which the smallest group is to keep all far positions. Past 0.83 a model

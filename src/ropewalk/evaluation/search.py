@@ -14,7 +14,7 @@ from ropewalk.evaluation.cells import Cells
 from ropewalk.evaluation.grid import Job
 from ropewalk.evaluation.plans import Target, build_plan
 from ropewalk.evaluation.sweep_config import PlanEntry, SweepConfig, dope_entry, needs_r
-from ropewalk.hf.seam import check_install
+from ropewalk.patching.install import check_install
 
 Measure = Callable[[Sequence[Candidate], Sequence[int]], None]
 

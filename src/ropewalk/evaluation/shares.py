@@ -8,8 +8,9 @@ from collections.abc import Mapping, Sequence
 from statistics import NormalDist
 from typing import Any
 
+from ropewalk.data.minimal_pairs import Pair
 from ropewalk.evaluation.downstream import Found, by_test_set, pair_id
-from ropewalk.evaluation.score import (
+from ropewalk.evaluation.statistics import (
     Answer,
     Estimate,
     PairedExact,
@@ -18,7 +19,6 @@ from ropewalk.evaluation.score import (
     paired_exact,
     proportion_interval,
 )
-from ropewalk.tasks.pairs import Pair
 
 PAIRS, WORDS = "all pairs", "last words"
 

@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from ropewalk.evaluation.candidates import Candidate
-from ropewalk.evaluation.read import Reader
-from ropewalk.evaluation.score import Answer
-from ropewalk.evaluation.shared import SharedReading
-from ropewalk.evaluation.store import Store
-from ropewalk.hf import installed
-from ropewalk.tasks.prompts import Prompt, PromptTask
+from ropewalk.evaluation.prefix_sharing import SharedReading
+from ropewalk.evaluation.reader import Reader
+from ropewalk.evaluation.records import Store
+from ropewalk.evaluation.statistics import Answer
+from ropewalk.patching import installed
+from ropewalk.tasks.base import Prompt, PromptTask
 
 
 @dataclass(frozen=True)

@@ -9,18 +9,19 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ropewalk.analysis.scores import ORDERS, find_score
-from ropewalk.analysis.statistics import INDICATORS
+from ropewalk.analysis.head_scores import ORDERS, find_score
+from ropewalk.analysis.head_statistics import INDICATORS
+from ropewalk.data.text import DEMO
 from ropewalk.encodings.dope import READINGS, SCOPES, SIDES, VIEWS
 from ropewalk.errors import ArgumentError, unknown_name
-from ropewalk.evaluation.config_values import as_list, check_distinct, field_names, number, section, text, whole
+from ropewalk.evaluation.config_values import as_list, field_names, number, section, text, whole
 from ropewalk.evaluation.halves import WINDOWS, WINDOWS_OPTIONS, check_windows
 from ropewalk.evaluation.remaps import REMAPS, is_remap_name, parsed_remap
-from ropewalk.files import one_line_errors
-from ropewalk.frequencies import rules
-from ropewalk.tasks.haystack import DEMO
-from ropewalk.tasks.prompts import REPORT_FIRST
-from ropewalk.tasks.reading import reading_tasks
+from ropewalk.io import one_line_errors
+from ropewalk.scaling import rules
+from ropewalk.tasks.base import REPORT_FIRST
+from ropewalk.tasks.registry import reading_tasks
+from ropewalk.validation import check_distinct
 
 PLAIN = "plain"
 

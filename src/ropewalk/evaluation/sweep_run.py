@@ -7,22 +7,21 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from ropewalk.data.text import Text, draw_window, read_text
 from ropewalk.errors import ArgumentError
 from ropewalk.evaluation.as_saved import AsSaved, as_saved
 from ropewalk.evaluation.candidates import Candidate
 from ropewalk.evaluation.cells import Cell, Cells
-from ropewalk.evaluation.compare import Comparison, compare
-from ropewalk.evaluation.content import prompts_a_draw, reference
+from ropewalk.evaluation.comparison import Comparison, compare
 from ropewalk.evaluation.grid import Engine, Job, Unit, check_prompts, job_of
-from ropewalk.evaluation.identity import identity
+from ropewalk.evaluation.identity import identity, prompts_a_draw, reference
 from ropewalk.evaluation.plans import Target, build_plan, check_plans, distinct
 from ropewalk.evaluation.search import Pick, best_of, search_plan
 from ropewalk.evaluation.sweep_config import PLAIN, ModelEntry, SweepConfig
-from ropewalk.hf.loading import load_model
-from ropewalk.hf.reach import check_reach, encoding_reach
-from ropewalk.hf.seam import check_install
-from ropewalk.tasks.haystack import Text, draw_window, read_text
-from ropewalk.tasks.prompts import REPORT_FIRST
+from ropewalk.hub.loading import load_model
+from ropewalk.patching.input_limits import check_reach, encoding_reach
+from ropewalk.patching.install import check_install
+from ropewalk.tasks.base import REPORT_FIRST
 
 
 class Watch:

@@ -10,14 +10,14 @@ from typing import Any
 
 from ropewalk.evaluation.arms import Arm
 from ropewalk.evaluation.provenance import made_with, provenance
-from ropewalk.evaluation.score import Estimate
 from ropewalk.evaluation.shares import WORDS, Group, Share
-from ropewalk.files import write_atomically
-from ropewalk.report.figures import finish
-from ropewalk.report.markdown import write_pages
-from ropewalk.report.marks import line_style
-from ropewalk.report.page import Download, Page, Paragraph, Part, Picture, Reproduce, Section, Table
-from ropewalk.report.rounded import signed
+from ropewalk.evaluation.statistics import Estimate
+from ropewalk.io import write_atomically
+from ropewalk.report.kit.colours import line_style
+from ropewalk.report.kit.format import signed
+from ropewalk.report.kit.markdown import write_pages
+from ropewalk.report.kit.page import Download, Page, Paragraph, Part, Picture, Reproduce, Section, Table
+from ropewalk.report.needle_figures import finish
 
 _PICTURE = "downstream.png"
 HEADER = ("model", "questions", "right", "points above the first", "p (Holm)")

@@ -7,17 +7,16 @@ from typing import Any
 
 import torch
 
-from ropewalk.analysis.scores import band_channels, eigenvalue_shares
-from ropewalk.analysis.statistics import Statistics
+from ropewalk.analysis.head_scores import band_channels, eigenvalue_shares
+from ropewalk.analysis.head_statistics import Statistics
 from ropewalk.encodings.dope import DoPE
 from ropewalk.evaluation.calibration import FILE
 from ropewalk.evaluation.candidates import is_remap
-from ropewalk.extend import Outcome
-from ropewalk.files import one_line_errors
-from ropewalk.report.figures import DEPTH, by_depth
-from ropewalk.report.heat_maps import SHARES
-from ropewalk.report.markdown import write_pages
-from ropewalk.report.page import (
+from ropewalk.evaluation.extend import Outcome
+from ropewalk.io import one_line_errors
+from ropewalk.report.kit.heat_maps import SHARES
+from ropewalk.report.kit.markdown import write_pages
+from ropewalk.report.kit.page import (
     Download,
     Folded,
     HeadChart,
@@ -30,6 +29,7 @@ from ropewalk.report.page import (
     Section,
     Table,
 )
+from ropewalk.report.needle_figures import DEPTH, by_depth
 from ropewalk.report.summary import (
     BREAKS_HEADER,
     HEADER,

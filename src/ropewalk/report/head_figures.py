@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ropewalk.analysis.inspection import SIDES, Inspection
-from ropewalk.report.figures import finish
-from ropewalk.report.marks import COLOURS
+from ropewalk.analysis.inspect import SIDES, Inspection
+from ropewalk.report.kit.colours import COLOURS
+from ropewalk.report.needle_figures import finish
 
 _MAP = "viridis"  # from dark to bright without a break
 _PLURAL = {"query": "queries", "key": "keys"}

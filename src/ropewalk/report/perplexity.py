@@ -8,19 +8,18 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from ropewalk.evaluation.by_position import FULL
-from ropewalk.evaluation.compare import Against
-from ropewalk.evaluation.furthest import Lead
+from ropewalk.data.windows import WHOLE
+from ropewalk.evaluation.comparison import Against, Lead
+from ropewalk.evaluation.likelihood import FULL
 from ropewalk.evaluation.perplexity import Curve, Point, Study
 from ropewalk.evaluation.provenance import made_with, provenance
-from ropewalk.evaluation.score import Estimate
-from ropewalk.files import write_atomically
-from ropewalk.report.figures import finish
-from ropewalk.report.markdown import write_pages
-from ropewalk.report.marks import line_style
-from ropewalk.report.page import Download, Page, Paragraph, Part, Picture, Reproduce, Section, Table
-from ropewalk.report.rounded import signed
-from ropewalk.tasks.books import WHOLE
+from ropewalk.evaluation.statistics import Estimate
+from ropewalk.io import write_atomically
+from ropewalk.report.kit.colours import line_style
+from ropewalk.report.kit.format import signed
+from ropewalk.report.kit.markdown import write_pages
+from ropewalk.report.kit.page import Download, Page, Paragraph, Part, Picture, Reproduce, Section, Table
+from ropewalk.report.needle_figures import finish
 
 _PICTURE = "perplexity.png"
 

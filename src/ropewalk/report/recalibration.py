@@ -7,15 +7,15 @@ from pathlib import Path
 from typing import Any
 
 from ropewalk.evaluation.provenance import made_with
-from ropewalk.evaluation.score import Estimate
-from ropewalk.report.figures import finish
-from ropewalk.report.markdown import write_pages
-from ropewalk.report.marks import COLOURS
-from ropewalk.report.page import Download, Page, Paragraph, Part, Picture, Reproduce, Section, Table
-from ropewalk.report.rounded import rounded, signed
-from ropewalk.training.folder import RunFolder
+from ropewalk.evaluation.statistics import Estimate
+from ropewalk.report.kit.colours import COLOURS
+from ropewalk.report.kit.format import rounded, signed
+from ropewalk.report.kit.markdown import write_pages
+from ropewalk.report.kit.page import Download, Page, Paragraph, Part, Picture, Reproduce, Section, Table
+from ropewalk.report.needle_figures import finish
 from ropewalk.training.held_out import HeldOut
-from ropewalk.training.recalibration import Outcome, Recalibration
+from ropewalk.training.recalibrate import Outcome, Recalibration
+from ropewalk.training.run_folder import RunFolder
 from ropewalk.training.swap import OWN
 
 _PICTURE = "curves.png"

@@ -13,16 +13,16 @@ from ropewalk.encodings.dual_chunk import DualChunk
 from ropewalk.encodings.rerope import ReRoPE
 from ropewalk.encodings.self_extend import SelfExtend
 from ropewalk.evaluation.candidates import Candidate, is_remap
+from ropewalk.evaluation.extend import LEAST_GAIN, Outcome, is_gain
 from ropewalk.evaluation.provenance import made_with
-from ropewalk.evaluation.score import (
+from ropewalk.evaluation.statistics import (
     Answer,
     Estimate,
     PairedDifference,
     mean_interval,
     proportion_interval,
 )
-from ropewalk.extend import LEAST_GAIN, Outcome, is_gain
-from ropewalk.report.rounded import ALIKE, rounded, signed
+from ropewalk.report.kit.format import ALIKE, rounded, signed
 
 
 @dataclass(frozen=True)

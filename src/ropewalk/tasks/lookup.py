@@ -11,11 +11,11 @@ import random
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from ropewalk.data.chat import PLAIN_QUESTION, Frame, frame_for
+from ropewalk.data.text import encode_item
 from ropewalk.errors import ArgumentError, unknown_name
-from ropewalk.tasks.chat import PLAIN_QUESTION, Frame, frame_for
-from ropewalk.tasks.haystack import encode_item
-from ropewalk.tasks.hiding import check_hiding, checked_depths, depth_values, hide, start_tokens
-from ropewalk.tasks.prompts import Prompt, Question, prompt_indices
+from ropewalk.tasks.base import Prompt, Question, prompt_indices
+from ropewalk.tasks.insertion import check_hiding, checked_depths, depth_values, hide, start_tokens
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -11,11 +11,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from ropewalk.data.chat import Frame, frame_for
+from ropewalk.data.qa_problems import Problem, Problems
+from ropewalk.data.text import encode_item
 from ropewalk.errors import ArgumentError, TooShortError
-from ropewalk.tasks.chat import Frame, frame_for
-from ropewalk.tasks.haystack import encode_item
-from ropewalk.tasks.prompts import NOWHERE, Prompt, Question, halved, prompt_indices
-from ropewalk.tasks.questions import Problem, Problems
+from ropewalk.tasks.base import NOWHERE, Prompt, Question, halved, prompt_indices
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -8,10 +8,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from ropewalk.data.chat import PLAIN_QUESTION, Frame, frame_for
+from ropewalk.data.text import Text, encode
 from ropewalk.errors import ArgumentError, TooShortError
-from ropewalk.tasks.chat import PLAIN_QUESTION, Frame, frame_for
-from ropewalk.tasks.haystack import Text, encode
-from ropewalk.tasks.hiding import (
+from ropewalk.tasks.base import Prompt, Question, prompt_indices
+from ropewalk.tasks.insertion import (
     check_hiding,
     checked_depths,
     depth_values,
@@ -21,7 +22,6 @@ from ropewalk.tasks.hiding import (
     window_of,
 )
 from ropewalk.tasks.needle_kinds import KINDS, NeedleKind
-from ropewalk.tasks.prompts import Prompt, Question, prompt_indices
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

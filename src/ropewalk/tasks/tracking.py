@@ -11,11 +11,11 @@ import random
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from ropewalk.data.chat import Frame, frame_for
+from ropewalk.data.text import Text, encode
 from ropewalk.errors import ArgumentError
-from ropewalk.tasks.chat import Frame, frame_for
-from ropewalk.tasks.haystack import Text, encode
-from ropewalk.tasks.hiding import check_hiding, hide, place_in, start_tokens, window_of
-from ropewalk.tasks.prompts import Prompt, Question, prompt_indices
+from ropewalk.tasks.base import Prompt, Question, prompt_indices
+from ropewalk.tasks.insertion import check_hiding, hide, place_in, start_tokens, window_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -8,14 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from ropewalk.errors import ArgumentError
-from ropewalk.evaluation.score import Estimate, mean_interval
-from ropewalk.tasks.sequences import SequenceTask
-from ropewalk.training.folder import RunFolder
+from ropewalk.evaluation.statistics import Estimate, mean_interval
+from ropewalk.training.config import ModelSize, Recipe
 from ropewalk.training.models import build_model, check_length, shape
-from ropewalk.training.named import check_names, named
-from ropewalk.training.recipe import ModelSize, Recipe
-from ropewalk.training.resumable import joined
-from ropewalk.training.run import Result, data_facts, identity, left_out, prepared, train
+from ropewalk.training.presets import check_names, named
+from ropewalk.training.run_folder import RunFolder
+from ropewalk.training.runner import Result, data_facts, identity, joined, left_out, prepared, train
+from ropewalk.training.tasks.base import SequenceTask
 from ropewalk.training.trainer import Watch, check_processes
 
 

@@ -13,9 +13,9 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from ropewalk.encodings.base import Encoding
 from ropewalk.encodings.nope import NoPE
 from ropewalk.errors import ArgumentError
-from ropewalk.hf.handle import Handle, handle_of
-from ropewalk.hf.seam import install
-from ropewalk.schedule import check_positive, is_finite_number
+from ropewalk.patching.handle import Handle, handle_of
+from ropewalk.patching.install import install
+from ropewalk.validation import check_positive, is_finite_number
 
 
 @dataclasses.dataclass(frozen=True)

@@ -9,10 +9,10 @@ from typing import Any
 
 from torch import nn
 
-from ropewalk.evaluation.by_position import Reading
-from ropewalk.evaluation.score import Estimate, mean_interval
-from ropewalk.training.data import Rows
-from ropewalk.training.figures import finite
+from ropewalk.evaluation.likelihood import Reading
+from ropewalk.evaluation.statistics import Estimate, mean_interval
+from ropewalk.training.batches import Rows
+from ropewalk.training.metrics import finite
 
 # How far past the length of training, in lengths.
 MULTIPLES = (1, 2, 4)

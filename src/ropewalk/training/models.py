@@ -8,13 +8,16 @@ import torch
 from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from ropewalk.data.char_tokenizer import Characters
 from ropewalk.encodings.absolute import Learned
 from ropewalk.errors import ArgumentError
-from ropewalk.hf.content import is_own
-from ropewalk.hf.reach import encoding_reach
-from ropewalk.hf.seam import install
-from ropewalk.training.named import Named, Shape
-from ropewalk.training.recipe import ModelSize
+from ropewalk.patching.content_attention import is_own
+from ropewalk.patching.input_limits import encoding_reach
+from ropewalk.patching.install import install
+from ropewalk.training.config import ModelSize
+from ropewalk.training.presets import Named, Shape
+from ropewalk.training.tasks.base import SequenceTask
+from ropewalk.training.tasks.language import Language
 
 _BASE = 10000.0
 # Added to a seed for the draws of an encoding's own parameters, so that they aren't those of the first weights.
@@ -103,3 +106,30 @@ def _add_dropout(model: LlamaForCausalLM, probability: float) -> None:
         *(p for layer in inner.layers for p in (layer.self_attn.o_proj, layer.mlp.down_proj)),
     ):
         part.register_forward_hook(drop)
+
+
+_UNKNOWN = "<unknown>"  # longer than a character, so it can't be one of them
+
+
+def spelling(task: SequenceTask) -> Any:
+    """The tokenizer of a task whose tokens spell text, with `save_pretrained`; None for any other task.
+
+    Reads the task's text when its tokens are characters.
+    """
+    if not isinstance(task, Language):
+        return None
+    made = task.load_tokenizer()
+    return _characters(made.alphabet) if isinstance(made, Characters) else made
+
+
+def _characters(alphabet: str) -> Any:
+    """A tokenizer of transformers with the characters of `alphabet` as tokens from 1 on, and 0 for any other."""
+    from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    vocabulary = {_UNKNOWN: 0} | {character: place for place, character in enumerate(alphabet, start=1)}
+    backend: Any = Tokenizer(models.WordLevel(vocabulary, unk_token=_UNKNOWN))
+    backend.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
+    backend.decoder = decoders.Fuse()
+    kind: Any = PreTrainedTokenizerFast
+    return kind(tokenizer_object=backend, unk_token=_UNKNOWN, clean_up_tokenization_spaces=False)

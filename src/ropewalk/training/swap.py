@@ -16,11 +16,11 @@ from ropewalk.encodings.rope_plus_plus import RoPEPlusPlus
 from ropewalk.encodings.xpos import XPos
 from ropewalk.errors import ArgumentError, unknown_name
 from ropewalk.evaluation.candidates import is_rope, rotation_to_stretch
-from ropewalk.frequencies import rule_for, rules
-from ropewalk.hf.handle import handle_of
-from ropewalk.hf.seam import check_install, install
+from ropewalk.patching.handle import handle_of
+from ropewalk.patching.install import check_install, install
+from ropewalk.scaling import rule_for, rules
 from ropewalk.training.models import OWN_DRAWS
-from ropewalk.training.named import NAMES, Shape, named
+from ropewalk.training.presets import NAMES, Shape, named
 
 OWN = "own"
 # Rules that a name alone describes.

@@ -18,11 +18,11 @@ from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState,
 from transformers.trainer_callback import PrinterCallback
 
 from ropewalk.errors import ArgumentError
-from ropewalk.hf.content import is_own
-from ropewalk.training.course import Course
-from ropewalk.training.data import Clock, Collator, Order, Rows
-from ropewalk.training.figures import Figures, figures_of, finite, measure
-from ropewalk.training.folder import RunFolder
+from ropewalk.patching.content_attention import is_own
+from ropewalk.training.batches import Clock, Collator, Order, Rows
+from ropewalk.training.config import Course
+from ropewalk.training.metrics import Figures, figures_of, finite, measure
+from ropewalk.training.run_folder import RunFolder
 
 
 class Watch(Protocol):

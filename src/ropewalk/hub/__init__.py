@@ -1,0 +1,1 @@
+"""Models and plans on disk and on the Hugging Face Hub."""
