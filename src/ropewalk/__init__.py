@@ -98,7 +98,7 @@ _HOMES = {
         "CoPE",
         "Given",
     ),
-    "frequencies",
+    "scaling",
 )
 
 __all__ = [*_HOMES, "from_pretrained"]
